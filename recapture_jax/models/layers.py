@@ -1,0 +1,199 @@
+"""Layers shared by the U-Net and the VAE, with the numerics Stable Video Diffusion was trained with.
+
+Video activations are `[B, T, H, W, C]`. Matrix products run in the module's `dtype`; norms, softmax
+and sinusoids run in float32. Parameter names are those of the PyTorch checkpoints.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+NORM_GROUPS = 32  # every GroupNorm of SVD has 32 groups
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over all axes between the first and the last, in float32.
+
+    A `[B*T, H, W, C]` input is normalised frame by frame, a `[B, T, H, W, C]` input over time too:
+    that is the difference between SVD's spatial and temporal norms.
+    """
+
+    epsilon: float
+    num_groups: int = NORM_GROUPS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        if channels % self.num_groups:
+            raise ValueError(f"{channels} channels are not divisible into {self.num_groups} groups")
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.num_groups, channels // self.num_groups)
+        # Two passes: the one-pass variance loses digits where the mean is large.
+        mean = grouped.mean(axis=(1, 3), keepdims=True)
+        centred = grouped - mean
+        variance = jnp.square(centred).mean(axis=(1, 3), keepdims=True)
+        normed = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        shape = (1,) * (x.ndim - 1) + (channels,)
+        out = normed * scale.astype(jnp.float32).reshape(shape)
+        return (out + bias.astype(jnp.float32).reshape(shape)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis in float32 (epsilon 1e-5, as PyTorch)."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        out = centred * jax.lax.rsqrt(variance + self.epsilon) * scale.astype(jnp.float32).reshape(shape)
+        return (out + bias.astype(jnp.float32).reshape(shape)).astype(x.dtype)
+
+
+def conv2d(features: int, kernel: int, name: str, dtype, stride: int = 1, padding=None) -> nn.Conv:
+    """A 2-D convolution with PyTorch's symmetric padding (k // 2), not XLA's 'SAME'."""
+    pad = padding if padding is not None else ((kernel // 2, kernel // 2),) * 2
+    return nn.Conv(features, (kernel, kernel), (stride, stride), pad, dtype=dtype, name=name)
+
+
+def per_frame(layer, x: jax.Array) -> jax.Array:
+    """Applies a 2-D layer to every frame of `[B, T, H, W, C]`."""
+    b, t = x.shape[:2]
+    y = layer(x.reshape(b * t, *x.shape[2:]))
+    return y.reshape(b, t, *y.shape[1:])
+
+
+class TemporalConv(nn.Module):
+    """Convolution (3, 1, 1) over time, zero padded, on `[B, T, H, W, C]`.
+
+    Written as three matrix products on whole clips: 3-D convolutions with a 1x1 footprint are slow on
+    every XLA backend. The kernel keeps the checkpoint's `[3, 1, 1, in, out]`.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, 1, 1, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype)
+        taps = kernel.astype(self.dtype).reshape(3, x.shape[-1], self.features)
+        before, now, after = (
+            jnp.einsum("bthwi,io->bthwo", x, taps[i], preferred_element_type=jnp.float32)
+            for i in range(3)
+        )
+        edge = jnp.zeros_like(before[:, :1])
+        out = now + jnp.concatenate([edge, before[:, :-1]], axis=1)
+        out = out + jnp.concatenate([after[:, 1:], edge], axis=1)
+        return (out + bias.astype(jnp.float32).reshape(1, 1, 1, 1, -1)).astype(self.dtype)
+
+
+class MixFactor(nn.Module):
+    """SVD's AlphaBlender: a learned scalar blends the spatial with the temporal branch.
+
+    `spatial * a + temporal * (1 - a)` with `a = sigmoid(mix_factor)`; the VAE decoder swaps the two
+    (`swap=True`, diffusers' `switch_spatial_to_temporal_mix`).
+    """
+
+    init_value: float = 0.5
+    swap: bool = False
+
+    @nn.compact
+    def __call__(self, spatial: jax.Array, temporal: jax.Array) -> jax.Array:
+        factor = self.param("mix_factor", nn.initializers.constant(self.init_value), (1,))
+        alpha = jax.nn.sigmoid(factor.astype(jnp.float32))[0]
+        alpha = 1.0 - alpha if self.swap else alpha
+        alpha = alpha.astype(spatial.dtype)
+        return alpha * spatial + (1.0 - alpha) * temporal
+
+
+def sinusoid(positions: jax.Array, dim: int) -> jax.Array:
+    """Sinusoidal embedding `[..., dim]`, cosines first, in float32 (diffusers get_timestep_embedding).
+
+    Frequencies `10000^(-i / (dim/2))`; positions are used as they are (SVD feeds 0.25 ln sigma).
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * positions.ndim + (half,))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepMLP(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    features: int
+    out_features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
+        return nn.Dense(self.out_features, dtype=self.dtype, name="linear_2")(jax.nn.silu(x))
+
+
+class FeedForward(nn.Module):
+    """GEGLU feed-forward (inner width 4C, exact erf GELU)."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        gated = _GatedProjection(4 * width, self.dtype, name="net_0")(x)
+        return nn.Dense(width, dtype=self.dtype, name="net_2")(gated)
+
+
+class _GatedProjection(nn.Module):
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: 3x3 convolution, stride 2.
+
+    The U-Net pads (1, 1), the VAE encoder (0, 1); mixing the two up changes the output by 100 %.
+    """
+
+    features: int
+    padding: tuple[int, int]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return per_frame(conv2d(self.features, 3, "conv", self.dtype, 2, (self.padding,) * 2), x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling (x2, or to `size` = (height, width)), then a 3x3 convolution."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
+        for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
+            x = _nearest(x, axis, target)
+        return per_frame(conv2d(self.features, 3, "conv", self.dtype), x)
+
+
+def _nearest(x: jax.Array, axis: int, target: int) -> jax.Array:
+    """PyTorch's 'nearest': output i reads input floor(i * in / out)."""
+    size = x.shape[axis]
+    if target == 2 * size:
+        return jnp.repeat(x, 2, axis=axis)
+    return jnp.take(x, jnp.arange(target) * size // target, axis=axis)
