@@ -96,6 +96,33 @@ def test_parameter_tree_is_the_mechanical_map(tiny):
     assert jax.tree.map(jnp.shape, tiny[0]) == jax.tree.map(lambda x: x.shape, shapes)
 
 
+def test_full_size_counts():
+    pixels = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    model = CLIPVision(CLIPVisionConfig.vit_h())
+    result, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), pixels)
+    leaves = jax.tree.leaves(variables["params"])
+    assert result.shape == (1, 1024)
+    assert (sum(x.size for x in leaves), len(leaves)) == (632_076_800, 520)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"hidden_act": "relu"}, "expected one of"),
+        ({"num_attention_heads": 5}, "not a multiple"),
+        ({"patch_size": 57}, "larger than image_size"),
+    ],
+)
+def test_bad_config_is_refused(change, match):
+    with pytest.raises(InputError, match=match):
+        dataclasses.replace(TINY, **change)
+
+
+def test_wrong_image_size_is_refused():
+    with pytest.raises(InputError, match=r"expected \[B, 56, 56, 3\]"):
+        CLIPVision(TINY).apply({"params": {}}, jnp.zeros((1, 224, 224, 3)))
+
+
 def test_config_from_dict(tmp_path):
     config = CLIPVisionConfig.vit_h()
     transformers.CLIPVisionConfig(**dataclasses.asdict(config)).save_pretrained(tmp_path)
