@@ -1,0 +1,43 @@
+"""Sizes of the small prior: the classes of Stable Video Diffusion, about 9 M parameters."""
+
+NUM_FRAMES, HEIGHT, WIDTH, FPS = 14, 96, 160, 7
+
+_DOWN = ("CrossAttnDownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
+_UP = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
+LATENT_CHANNELS = 8
+
+CONFIG = {
+    "name": "prior_small",
+    "num_frames": NUM_FRAMES,
+    "unet": {
+        "in_channels": 2 * LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "down_block_types": _DOWN,
+        "up_block_types": _UP,
+        "block_out_channels": (64, 96, 128),
+        "num_attention_heads": (2, 3, 4),
+        "layers_per_block": 1,
+        "cross_attention_dim": 128,
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 96,
+        "num_frames": NUM_FRAMES,
+        "groupnorm_eps": "stability",
+    },
+    "vae": {
+        "block_out_channels": (32, 32, 64, 128),
+        "layers_per_block": 1,
+        "latent_channels": LATENT_CHANNELS,
+        "scaling_factor": 1.0,  # replaced by 1 / std of the trained latents
+    },
+    "image_encoder": {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "image_size": 64,
+        "patch_size": 16,
+        "projection_dim": 128,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+    },
+}

@@ -1,0 +1,58 @@
+"""Rendered clips on disk: uint8 shards, written once, resumable shard by shard."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+from absl import logging
+
+from experiments.pretrain_small.architecture import HEIGHT, NUM_FRAMES, WIDTH
+from recapture_jax.scenes.clips import clip_batches
+
+SHARD = 64  # clips
+
+
+def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
+    """Renders the first `clips` clips of a split that are not there yet."""
+    folder = workdir / "clips" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = -(-clips // SHARD)
+    have = len(list(folder.glob("*.npz")))
+    if have >= shards:
+        return
+    # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
+    for index in range(have, shards):
+        batches = clip_batches(
+            index, split, SHARD // 8, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH, samples=2
+        )
+        parts = [jax.device_get(next(batches)) for _ in range(8)]
+        frames = np.concatenate([p["frames"] for p in parts])
+        motion = np.concatenate([p["motion"] for p in parts])
+        temporary = folder / f".{index:05d}.tmp.npz"
+        np.savez(temporary, frames=np.round(frames * 255).astype(np.uint8), motion=motion)
+        os.replace(temporary, folder / f"{index:05d}.npz")
+        logging.info("%s: shard %d of %d", split, index + 1, shards)
+
+
+def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Frames `[N, T, H, W, 3]` uint8 and motion `[N]` of all shards on disk."""
+    paths = sorted((workdir / "clips" / split).glob("[0-9]*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"no {split} clips under {workdir}: run --stage=render first")
+    shards = [np.load(p) for p in paths]
+    return np.concatenate([s["frames"] for s in shards]), np.concatenate([s["motion"] for s in shards])
+
+
+class Journal:
+    """Appends one JSON line per record: the learning curve."""
+
+    def __init__(self, path: pathlib.Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def write(self, **record) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({k: float(v) if not isinstance(v, str) else v for k, v in record.items()}) + "\n")
+        logging.info("%s", " ".join(f"{k} {v:.5g}" if not isinstance(v, str) else f"{k} {v}" for k, v in record.items()))

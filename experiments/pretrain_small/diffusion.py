@@ -1,0 +1,124 @@
+"""Stage `unet`: U-Net and image encoder together, on cached latents, by SVD's own loss."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from experiments.pretrain_small import autoencoder, loop
+from experiments.pretrain_small.architecture import CONFIG, FPS
+from recapture_jax.diffusion import edm
+from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.models import zoo
+from recapture_jax.models.image_preprocess import clip_preprocess
+from recapture_jax.tuning.losses import v_loss
+
+DROPOUT = 0.1  # share of steps without the image, for classifier-free guidance
+
+
+def motion_bucket(motion: np.ndarray) -> np.ndarray:
+    """SVD's 0..255 scale from the renderer's motion strength (about 0..1)."""
+    return np.clip(255.0 * motion, 0.0, 255.0)
+
+
+def cache_latents(workdir: pathlib.Path, params: dict, frames: np.ndarray, motion: np.ndarray) -> dict:
+    """Everything a training step reads, for all clips, computed once.
+
+    Each clip is used forwards and backwards, so its first and last frames are conditioning images. The
+    noise on them is drawn once per clip: ln strength ~ N(-3, 0.5), as SVD's fine-tuners do.
+    """
+    path = workdir / f"latents_{len(frames)}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    encode = autoencoder.encoder(params)
+    size = CONFIG["image_encoder"]["image_size"]
+    preprocess = jax.jit(lambda x: clip_preprocess(x.astype(jnp.float32) / 255.0, size))
+    rng = np.random.default_rng(3)
+    noise = np.exp(rng.normal(-3.0, 0.5, len(frames))).astype(np.float32)
+    video, ends, pixels = [], [], []
+    for i, clip in enumerate(frames):
+        key = jax.random.fold_in(jax.random.key(5), i)
+        pair = clip[[0, -1]]
+        video.append(np.asarray(encode(clip[None], jnp.zeros(1), key)[0], np.float16))
+        ends.append(np.asarray(encode(pair[None], jnp.asarray(noise[i : i + 1]), key)[0], np.float16))
+        pixels.append(np.asarray(preprocess(pair), np.float16))
+        if (i + 1) % 500 == 0:
+            logging.info("latents: %d of %d", i + 1, len(frames))
+    cache = {
+        "video": np.stack(video),
+        "ends": np.stack(ends),
+        "pixels": np.stack(pixels),
+        "noise": noise,
+        "motion": motion_bucket(motion).astype(np.float32),
+    }
+    np.savez(path.with_suffix(".tmp.npz"), **cache)
+    path.with_suffix(".tmp.npz").rename(path)
+    return cache
+
+
+def training_loss(networks: zoo.Networks, params: dict, key: jax.Array, batch: dict) -> jax.Array:
+    """v-loss of one batch of clips with random levels; `batch` comes from `make_batch`."""
+    sigma_key, noise_key, drop_key = jax.random.split(key, 3)
+    z = batch["video"].astype(jnp.float32)
+    sigma = edm.sample_sigma(sigma_key, z.shape[:1])
+    noise = jax.random.normal(noise_key, z.shape)
+    context = networks.image_encoder.apply(
+        {"params": params["image_encoder"]}, batch["pixels"].astype(jnp.float32)
+    )
+    keep = jax.random.bernoulli(drop_key, 1.0 - DROPOUT, z.shape[:1]).astype(jnp.float32)
+    first = batch["first"].astype(jnp.float32) * keep[:, None, None, None]
+    cond = Conditioning(
+        context=(context * keep[:, None])[:, None],
+        latents=jnp.repeat(first[:, None], z.shape[1], axis=1),
+        added_time_ids=batch["ids"],
+    )
+
+    def network(x, c_noise, cond):
+        sample = jnp.concatenate([x, cond.latents], axis=-1)
+        return networks.unet.apply(
+            {"params": params["unet"]}, sample, c_noise, cond.context, cond.added_time_ids
+        )
+
+    prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
+    return v_loss(prediction, z, noise, sigma)
+
+
+def make_batch(cache: dict, indices: np.ndarray, backwards: np.ndarray, scale: float) -> dict:
+    """Clips of the cache, each played forwards or backwards."""
+    end = backwards.astype(int)
+    video = cache["video"][indices].astype(np.float32) * scale
+    video = np.where(backwards[:, None, None, None, None], video[:, ::-1], video)
+    ids = np.stack([np.full(len(indices), FPS - 1.0), cache["motion"][indices], cache["noise"][indices]], 1)
+    return {
+        "video": video,
+        "first": cache["ends"][indices, end],
+        "pixels": cache["pixels"][indices, end],
+        "ids": ids.astype(np.float32),
+    }
+
+
+def train(
+    workdir: pathlib.Path, cache: dict, scale: float, steps: int, minutes: float, batch_size: int
+) -> dict:
+    networks = zoo.build(CONFIG)
+    params = {
+        name: zoo.init_params(name, CONFIG, jax.random.key(i))
+        for i, name in enumerate(("unet", "image_encoder"))
+    }
+    # A network that starts by predicting zero loses less to its first thousand steps.
+    params["unet"]["conv_out"]["kernel"] = jnp.zeros_like(params["unet"]["conv_out"]["kernel"])
+
+    def batch(step: int) -> dict:
+        rng = np.random.default_rng((11, step))
+        indices = rng.integers(len(cache["video"]), size=batch_size)
+        return make_batch(cache, indices, rng.random(batch_size) < 0.3, scale)
+
+    def loss(params, key, inputs):
+        return training_loss(networks, params, key, inputs)
+
+    return loop.train(
+        "unet", workdir, params, loss, batch, steps=steps, learning_rate=6e-4, minutes=minutes, ema_decay=0.999
+    )

@@ -1,0 +1,121 @@
+"""A trajectory: the cameras to render, frame by frame, relative to the source camera.
+
+`cameras.world_from_camera[t]` is `source_from_target` of frame t: the pose of the new camera in the
+frame of the camera that filmed frame t (the P_i of ReCapture). A source that moves has poses of its
+own, `source_poses[t]` = `world_from_source` `[T, 4, 4]` in the units of the depth, and a film move
+can then mean two things:
+
+- on top of the source's motion: the move adds to whatever the source camera does;
+- absolute: the move is made by a camera on its own tripod, standing where the source stood in
+  frame 0 ("static" then stabilises the clip).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recapture_jax.camera import pose
+from recapture_jax.camera.pinhole import Camera
+from recapture_jax.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trajectory:
+    """The cameras of one new path (a pytree; the name is static).
+
+    Attributes:
+        cameras: intrinsics `[T, 3, 3]` px, world_from_camera `[T, 4, 4]`; the world is the source
+            camera of the same frame.
+        pivot_depth: depth of the subject in frame 0, in the units of the depth map.
+        name: short label for files and logs.
+    """
+
+    cameras: Camera
+    pivot_depth: float
+    name: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames T."""
+        return self.cameras.world_from_camera.shape[0]
+
+
+def on_top_of_source(trajectory: Trajectory, source_poses: jax.Array | None = None) -> jax.Array:
+    """`source_from_target` `[T, 4, 4]` when the move adds to the source's own motion.
+
+    The source poses cancel, so they may be unknown (None); given, their count is checked.
+
+    Raises:
+        InputError: when the number of source poses is not T.
+    """
+    if source_poses is not None:
+        _check_poses(trajectory, source_poses)
+    return trajectory.cameras.world_from_camera
+
+
+def absolute(trajectory: Trajectory, source_poses: jax.Array) -> jax.Array:
+    """`source_from_target` `[T, 4, 4]` when the move starts at the source camera of frame 0.
+
+    Args:
+        trajectory: T cameras, read relative to the source camera of frame 0.
+        source_poses: `world_from_source` `[T, 4, 4]`, translations in the units of the depth.
+
+    Raises:
+        InputError: without source poses, or when their number is not T.
+    """
+    if source_poses is None:
+        raise InputError(
+            "an absolute trajectory needs the source camera's poses: give a pose file, or place "
+            "the move on top of the source's motion"
+        )
+    _check_poses(trajectory, source_poses)
+    world_from_source = jnp.asarray(source_poses, jnp.float32)
+    world_from_target = pose.compose(world_from_source[:1], trajectory.cameras.world_from_camera)
+    return pose.compose(pose.inverse(world_from_source), world_from_target)
+
+
+def with_poses(trajectory: Trajectory, source_from_target: jax.Array) -> Trajectory:
+    """The trajectory with the poses `[T, 4, 4]` of one of the two modes above."""
+    cameras = dataclasses.replace(trajectory.cameras, world_from_camera=source_from_target)
+    return dataclasses.replace(trajectory, cameras=cameras)
+
+
+def pivot_depth_from_depth(depth_frame0: jax.Array, central_share: float = 0.2) -> float:
+    """Median depth of the centre of frame 0, where the subject of a move usually is.
+
+    Args:
+        depth_frame0: `[H, W]` depth; values that are not finite and positive are left out.
+        central_share: share of the frame's area, in (0, 1], that the central window covers; the
+            window has the frame's shape.
+
+    Raises:
+        InputError: for an impossible share, or when the window holds no usable depth.
+    """
+    if not 0 < central_share <= 1:
+        raise InputError(f"central share {central_share} is impossible: expected 0 < share <= 1")
+    depth = np.asarray(depth_frame0)
+    side = central_share**0.5
+    margins = [int(n * (1 - side) / 2) for n in depth.shape]
+    window = depth[
+        margins[0] : depth.shape[0] - margins[0], margins[1] : depth.shape[1] - margins[1]
+    ]
+    usable = window[np.isfinite(window) & (window > 0)]
+    if not usable.size:
+        raise InputError(
+            "the centre of frame 0 has no usable depth: expected finite positive values; "
+            "check the depth file or give the pivot depth"
+        )
+    return float(np.median(usable))
+
+
+def _check_poses(trajectory: Trajectory, source_poses: jax.Array) -> None:
+    expected = trajectory.cameras.world_from_camera.shape
+    if jnp.shape(source_poses) != expected:
+        raise InputError(
+            f"source poses have shape {jnp.shape(source_poses)}: expected {expected}, one 4x4 "
+            "world_from_camera per frame of the trajectory"
+        )

@@ -1,0 +1,218 @@
+"""The configuration of a run: every field with its default, unit and meaning; `validate` refuses bad ones.
+
+Configuration files (`configs/*.py`) start from `default_config(variant)` and change a few fields. Variants:
+`small` (the shipped prior), `smoke` (the same, a few steps), `svd` and `svd_xt` (converted weights).
+"""
+
+import difflib
+import math
+import pathlib
+
+import ml_collections
+
+from recapture_jax.camera import moves
+from recapture_jax.errors import InputError
+from recapture_jax.lora import targets
+
+VARIANTS = ("small", "smoke", "svd", "svd_xt")
+BUNDLED = "bundled:"  # prefix of paths that mean a file shipped with the package
+
+
+def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """All fields of a run.
+
+    Args:
+      variant: one of `VARIANTS`; None is `small`.
+
+    Raises:
+      InputError: for an unknown variant.
+    """
+    variant = variant or "small"
+    if variant not in VARIANTS:
+        raise InputError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    config = ml_collections.ConfigDict()
+    config.variant = variant
+    config.seed = 0
+
+    config.video = video = ml_collections.ConfigDict()
+    video.path = BUNDLED + "clip/cockatoo.mp4"  # a video file or a folder of images
+    video.start = 0  # first frame used
+    video.stride = 1  # take every n-th frame
+    video.num_frames = 0  # 0: what the model was trained on
+    video.short_side = 96  # pixels of the shorter side the model works at
+    video.multiple = 32  # both sides become multiples of this; the aspect is kept, edges are cropped
+
+    config.camera = camera = ml_collections.ConfigDict()
+    camera.moves = "static"  # the move language of camera/moves.py
+    camera.vertical_fov = 40.0  # degrees, of the source; used where the clip has no intrinsics
+    camera.pivot_depth = 0.0  # 0: median depth of the centre of frame 0
+
+    config.depth = depth = ml_collections.ConfigDict()
+    depth.estimator = "fastdepth"  # or 'precomputed'
+    depth.path = ""  # precomputed: .npz, .npy or a folder of 16-bit PNG
+    depth.kind = "metric"  # precomputed: metric, relative or disparity
+    depth.scale = 1.0  # precomputed: stored value times this is depth (metres if metric)
+    depth.encoding = "uint16"  # precomputed PNG: uint16 or float16_bits
+    depth.stabilise = True  # even out scale and flicker over the clip
+
+    config.anchor = anchor = ml_collections.ConfigDict()
+    anchor.taps = 2  # splat window of 2*taps pixels; 2 covers magnification up to 3
+    anchor.tau = 0.02  # relative depth tolerance of the splat
+    anchor.tearing = 0.05  # drop points where depth varies by more than this share over 5x5 pixels
+    anchor.close = 3  # close holes narrower than this many pixels
+    anchor.erode = 2  # pixels taken off the known region at holes
+
+    config.model = model = ml_collections.ConfigDict()
+    model.path = BUNDLED + "prior_small"  # or a folder written by converters.svd
+    model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
+    model.attention = "auto"
+    model.remat = "none"  # none, full or dots
+
+    config.lora = lora = ml_collections.ConfigDict()
+    lora.rank = 16
+    lora.spatial_targets = "spatial"
+    lora.temporal_targets = "temporal"
+
+    config.tune = tune = ml_collections.ConfigDict()
+    tune.steps = 400
+    tune.learning_rate = 5e-4
+    tune.weight_decay = 1e-2
+    tune.schedule = "spatial_first"  # or 'joint', see tuning/loop.py
+    tune.loss = "v"  # v: masked v-space MSE; eps: the paper's literal form
+    tune.temporal_weight = 1.0
+    tune.spatial_weight = 1.0
+    tune.sigma_mean = 0.7  # ln sigma ~ N(mean, std^2)
+    tune.sigma_std = 1.6
+    tune.frames_per_step = 1  # source frames in one spatial step
+    tune.augment = True  # random crops and flips of the source frames
+    tune.checkpoint_every = 100  # steps
+
+    config.generate = generate = ml_collections.ConfigDict()
+    generate.steps = 25
+    generate.min_guidance = 1.0
+    generate.max_guidance = 3.0
+    generate.fps = 7  # the id the model is told; the result keeps the fps of the clip
+    generate.motion_bucket = 127
+    generate.noise_aug = 0.02
+    generate.sdedit_sigma = 1.0  # 0 turns SDEdit off
+    generate.sdedit_steps = 8
+    generate.decode_chunk = 0  # frames decoded at once; 0: all
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = -1  # devices along the data axis; -1: all there are
+
+    config.output = output = ml_collections.ConfigDict()
+    output.root = "outputs"
+    output.name = ""  # '': <clip>-<move>-<time>
+    output.cache = ""  # '': <root>/cache
+    output.compilation_cache = True
+
+    if variant == "smoke":
+        video.num_frames = 4
+        tune.steps, tune.checkpoint_every = 4, 2
+        generate.steps, generate.sdedit_steps = 3, 1
+    if variant in ("svd", "svd_xt"):
+        video.short_side, video.multiple = 576, 64
+        model.path = f"weights/{variant}"
+        model.remat = "full"
+        generate.max_guidance = 2.5 if variant == "svd" else 3.0
+        generate.decode_chunk = 7
+    return config
+
+
+_CHOICES = {
+    "depth.estimator": ("fastdepth", "precomputed"),
+    "depth.kind": ("metric", "relative", "disparity"),
+    "depth.encoding": ("uint16", "float16_bits"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "chunked", "cudnn"),
+    "model.remat": ("none", "full", "dots"),
+    "tune.schedule": ("spatial_first", "joint"),
+    "tune.loss": ("v", "eps"),
+}
+# Smallest and largest allowed value.
+_RANGES = {
+    "seed": (0, 2**31 - 1),
+    "video.start": (0, math.inf),
+    "video.stride": (1, math.inf),
+    "video.num_frames": (0, math.inf),
+    "video.short_side": (16, 4096),
+    "video.multiple": (8, 256),
+    "camera.vertical_fov": (1.0, 170.0),
+    "camera.pivot_depth": (0.0, math.inf),
+    "depth.scale": (1e-9, math.inf),
+    "anchor.taps": (1, 4),
+    "anchor.tau": (0.0, 1.0),
+    "anchor.tearing": (0.0, math.inf),
+    "anchor.close": (0, 16),
+    "anchor.erode": (0, 64),
+    "lora.rank": (1, 1024),
+    "tune.steps": (1, 10**7),
+    "tune.learning_rate": (0.0, 1.0),
+    "tune.weight_decay": (0.0, 1.0),
+    "tune.temporal_weight": (0.0, math.inf),
+    "tune.spatial_weight": (0.0, math.inf),
+    "tune.sigma_mean": (-20.0, 20.0),
+    "tune.sigma_std": (1e-6, 20.0),
+    "tune.frames_per_step": (1, 4096),
+    "tune.checkpoint_every": (1, 10**7),
+    "generate.steps": (1, 1000),
+    "generate.min_guidance": (0.0, 100.0),
+    "generate.max_guidance": (0.0, 100.0),
+    "generate.fps": (1, 240),
+    "generate.motion_bucket": (0, 255),
+    "generate.noise_aug": (0.0, 10.0),
+    "generate.sdedit_sigma": (0.0, 700.0),
+    "generate.sdedit_steps": (1, 1000),
+    "generate.decode_chunk": (0, 4096),
+    "mesh.data": (-1, 10**6),
+}
+
+
+def get(config: ml_collections.ConfigDict, field: str):
+    """`config.a.b` from "a.b"."""
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Refuses a bad configuration before any work.
+
+    Raises:
+      InputError: one line with the field, its value and what is allowed.
+    """
+    for field, allowed in _CHOICES.items():
+        value = get(config, field)
+        if value not in allowed:
+            close = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"config.{field}={value!r}: expected one of {', '.join(allowed)}{hint}")
+    for field, (low, high) in _RANGES.items():
+        value = get(config, field)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise InputError(f"config.{field}={value}: expected a number from {low} to {high}")
+    if config.generate.min_guidance > config.generate.max_guidance:
+        raise InputError(
+            f"config.generate.min_guidance={config.generate.min_guidance} is above max_guidance="
+            f"{config.generate.max_guidance}: it is the guidance of frame 0, the other that of the last"
+        )
+    if config.mesh.data == 0:
+        raise InputError("config.mesh.data=0: expected a number of devices, or -1 for all")
+    if config.depth.estimator == "precomputed" and not config.depth.path:
+        raise InputError("config.depth.path is empty: --config.depth.estimator=precomputed needs the depth file")
+    moves.parse_moves(config.camera.moves)
+    targets.patterns(config.lora.spatial_targets)
+    targets.patterns(config.lora.temporal_targets)
+    if not config.video.path:
+        raise InputError("config.video.path is empty: give --config.video.path=CLIP.mp4")
+
+
+def resolve_path(path: str) -> pathlib.Path:
+    """A user's path, or a file of the package for `bundled:NAME`."""
+    if path.startswith(BUNDLED):
+        from recapture_jax.assets import asset_path
+
+        return asset_path(path[len(BUNDLED) :])
+    return pathlib.Path(path).expanduser()

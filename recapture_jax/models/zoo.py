@@ -1,0 +1,83 @@
+"""The three networks of one video model, built from one configuration dictionary.
+
+The dictionary is what a converted model's `config.json` holds:
+`{"unet": {...}, "vae": {...}, "image_encoder": {...}, "num_frames": 14, "defaults": {...}}`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recapture_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
+from recapture_jax.models.unet import UNet, UNetConfig
+from recapture_jax.models.vae import VAE, VAEConfig
+
+COMPONENTS = ("unet", "vae", "image_encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Modules without parameters.
+
+    Attributes:
+      unet, vae, image_encoder: Linen modules.
+      num_frames: length of the clips the model was trained on.
+    """
+
+    unet: UNet
+    vae: VAE
+    image_encoder: CLIPVision
+    num_frames: int
+
+
+def build(config: Mapping[str, Any], dtype=jnp.float32, **unet_options) -> Networks:
+    """Modules from the configuration; `unet_options` are UNet's (attention, remat, ...).
+
+    Raises:
+      ValueError: for a configuration the networks cannot express.
+    """
+    unet = UNetConfig.from_dict(config["unet"])
+    attention = unet_options.get("attention", "auto")
+    return Networks(
+        UNet(unet, dtype=dtype, **unet_options),
+        # One 512-wide head: outside the limits of the fused kernel.
+        VAE(VAEConfig.from_dict(config["vae"]), dtype, "auto" if attention == "cudnn" else attention),
+        CLIPVision(CLIPVisionConfig.from_dict(config["image_encoder"]), dtype),
+        int(config.get("num_frames", unet.num_frames)),
+    )
+
+
+def _example_inputs(component: str, networks: Networks) -> tuple:
+    """The smallest inputs that create every parameter."""
+    if component == "unet":
+        cfg = networks.unet.config
+        side = 2 ** (len(cfg.block_out_channels) - 1)
+        ids = cfg.projection_class_embeddings_input_dim // cfg.addition_time_embed_dim
+        shapes = [(1, 2, side, side, cfg.in_channels), (1,), (1, 1, cfg.cross_attention_dim), (1, ids)]
+    elif component == "vae":
+        side = networks.vae.config.factor
+        shapes = [(1, 2, side, side, networks.vae.config.in_channels)]
+    elif component == "image_encoder":
+        side = networks.image_encoder.config.image_size
+        shapes = [(1, side, side, 3)]
+    else:
+        raise ValueError(f"component {component!r}: expected one of {COMPONENTS}")
+    return tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
+
+
+def abstract_params(component: str, config: Mapping[str, Any]) -> dict:
+    """The parameter tree of one component as shapes; `config` holds all three components."""
+    networks = build(config)
+    module = getattr(networks, component)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(module.init, key, *_example_inputs(component, networks))["params"]
+
+
+def init_params(component: str, config: Mapping[str, Any], key: jax.Array) -> dict:
+    """Random parameters of one component (for training from scratch and for tests)."""
+    networks = build(config)
+    inputs = [jnp.zeros(s.shape, s.dtype) for s in _example_inputs(component, networks)]
+    return jax.jit(getattr(networks, component).init)(key, *inputs)["params"]

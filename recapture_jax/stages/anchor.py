@@ -1,0 +1,96 @@
+"""Stage 1: the clip seen along the camera path, with a mask of what is known.
+
+Multiview models for orbits plug in here later: they give other frames, the mask stays that of the splat.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recapture_jax.camera import moves, trajectory
+from recapture_jax.camera.pinhole import intrinsics_from_fov
+from recapture_jax.camera.trajectory import Trajectory
+from recapture_jax.depth.base import DepthMap
+from recapture_jax.errors import InputError
+from recapture_jax.geometry import masks
+from recapture_jax.geometry.splat import render_anchor
+from recapture_jax.video.clip import Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """The rough re-filmed clip.
+
+    Attributes:
+      frames: `[T, H, W, 3]` float32 in [0, 1]; holes are filled with the colours around them.
+      mask: `[T, H, W]` bool, the known pixels after closing and eroding: what the losses trust.
+      raw_mask: `[T, H, W]` bool, the pixels some source point landed on.
+      trajectory: the cameras it was filmed with.
+    """
+
+    frames: np.ndarray
+    mask: np.ndarray
+    raw_mask: np.ndarray
+    trajectory: Trajectory
+
+
+def source_intrinsics(clip: Clip, vertical_fov: float) -> np.ndarray:
+    """`[3, 3]` of the clip, or of a lens with the given vertical field of view in degrees."""
+    if clip.intrinsics is not None:
+        return np.asarray(clip.intrinsics)
+    return np.asarray(intrinsics_from_fov(vertical_fov, *clip.size))
+
+
+def plan_trajectory(config, clip: Clip, depth: DepthMap) -> Trajectory:
+    """The cameras of `config.camera.moves` for this clip and depth."""
+    pivot = config.pivot_depth or trajectory.pivot_depth_from_depth(jnp.asarray(depth.depth[0]))
+    intrinsics = source_intrinsics(clip, config.vertical_fov)
+    return moves.build_trajectory(config.moves, clip.num_frames, intrinsics, float(pivot))
+
+
+def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: float) -> Anchor:
+    """Splats every frame into its new camera.
+
+    Args:
+      config: the `anchor` group.
+      clip: source.
+      depth: of every frame, at the size of the clip.
+      path: cameras relative to the source camera of each frame.
+      vertical_fov: see `source_intrinsics`.
+
+    Raises:
+      InputError: if nothing of the source is in view in some frame.
+    """
+    frames, raw_mask = render_anchor(
+        jnp.asarray(clip.frames),
+        jnp.asarray(depth.depth),
+        jnp.asarray(source_intrinsics(clip, vertical_fov)),
+        path,
+        taps=config.taps,
+        tau=config.tau,
+        tearing_threshold=config.tearing or None,
+    )
+    empty = np.flatnonzero(~np.asarray(raw_mask).any(axis=(1, 2)))
+    if empty.size:
+        raise InputError(
+            f"nothing of the source is in view in frame {empty[0]} of {clip.num_frames} along "
+            f"{path.name!r}; take a smaller move (config.camera.moves)"
+        )
+    finish = jax.jit(_finish, static_argnums=(2, 3))
+    frames, mask = finish(frames, raw_mask, config.close // 2, config.erode)
+    return Anchor(np.asarray(frames), np.asarray(mask), np.asarray(raw_mask), path)
+
+
+def _finish(frames: jax.Array, raw_mask: jax.Array, close: int, erode: int):
+    def one(view):
+        frame, mask = masks.close_small_holes(*view, close)
+        return masks.fill_holes(frame, mask), masks.erode(mask, erode)
+
+    return jax.lax.map(one, (frames, raw_mask))
+
+
+def hole_shares(anchor: Anchor) -> list[float]:
+    """Share of unknown pixels (raw mask) per frame."""
+    return [round(float(s), 4) for s in masks.hole_share(jnp.asarray(anchor.raw_mask))]

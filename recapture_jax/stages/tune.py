@@ -1,0 +1,159 @@
+"""Stage 2: the two LoRAs of a clip and a camera path (masked video fine-tuning)."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recapture_jax import progress
+from recapture_jax.checkpoints import TrainCheckpoints
+from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.errors import InputError
+from recapture_jax.geometry.masks import min_pool
+from recapture_jax.lora import tree as lora_tree
+from recapture_jax.stages.anchor import Anchor
+from recapture_jax.stages.video_model import VideoModel
+from recapture_jax.tuning import loop
+from recapture_jax.tuning.step import AnchorData, Settings, SourceData, init_state, make_step
+
+CROPS = 2  # random crops of the source beside the whole frames, each with its mirror image
+_SMALLEST_CROP = 0.7
+
+
+def settings(tune) -> Settings:
+    """The step's numbers from the `tune` group."""
+    return Settings(
+        learning_rate=tune.learning_rate,
+        weight_decay=tune.weight_decay,
+        loss=tune.loss,
+        temporal_weight=tune.temporal_weight,
+        spatial_weight=tune.spatial_weight,
+        sigma_mean=tune.sigma_mean,
+        sigma_std=tune.sigma_std,
+        frames=tune.frames_per_step,
+    )
+
+
+def condition_on(model: VideoModel, image: jax.Array, num_frames: int, config, key: jax.Array) -> Conditioning:
+    """The conditioning tuning and sampling share; `config` is the `generate` group."""
+    return model.condition(
+        image,
+        num_frames,
+        fps=config.fps,
+        motion_bucket=config.motion_bucket,
+        noise_aug=config.noise_aug,
+        key=key,
+    )
+
+
+def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> AnchorData:
+    """Encodes the anchor once.
+
+    Raises:
+      InputError: if no latent of the whole anchor is known.
+    """
+    mask = min_pool(jnp.asarray(anchor.mask), model.factor)
+    if not bool(mask.any()):
+        raise InputError(
+            "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
+            "take a smaller move (config.camera.moves) or a smaller config.anchor.erode"
+        )
+    frames = jnp.asarray(anchor.frames)
+    key = jax.random.fold_in(jax.random.key(seed), 2**20)
+    cond = condition_on(model, frames[0], len(frames), generate, key)
+    return AnchorData(model.encode_video(frames)[None], mask[None], cond)
+
+
+def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int) -> SourceData:
+    """Encodes the source frames and their augmentations once.
+
+    Each version is one transform of the whole clip, conditioned on its own first frame: the frames of a
+    version share their geometry, as the frames of a clip do.
+    """
+    frames = jnp.asarray(frames)
+    rng = np.random.default_rng(seed)
+    versions = [frames]
+    if tune.augment:
+        versions += [_random_crop(frames, rng) for _ in range(CROPS)]
+        versions += [v[:, :, ::-1] for v in versions]
+    latents, conds = [], []
+    for i, version in enumerate(versions):
+        key = jax.random.fold_in(jax.random.key(seed), 2**20 + 1 + i)
+        latents.append(model.encode_video(version))
+        conds.append(condition_on(model, version[0], 1, generate, key))
+    cond = jax.tree.map(lambda *x: jnp.concatenate(x), *conds)
+    return SourceData(jnp.stack(latents), cond)
+
+
+def _random_crop(frames: jax.Array, rng: np.random.Generator) -> jax.Array:
+    """A crop of 0.7 to 1 of each side at a random place, resized back: the aspect is kept."""
+    t, height, width, c = frames.shape
+    share = rng.uniform(_SMALLEST_CROP, 1.0)
+    h, w = max(2, round(share * height)), max(2, round(share * width))
+    y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
+    crop = frames[:, y : y + h, x : x + w]
+    return jnp.clip(jax.image.resize(crop, (t, height, width, c), "cubic"), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuner:
+    """Fits LoRAs to prepared data.
+
+    Attributes:
+      model: the video model; its U-Net parameters are frozen.
+      config: the whole configuration.
+      mesh: devices.
+    """
+
+    model: VideoModel
+    config: Any
+    mesh: jax.sharding.Mesh
+
+    def init(self, kind: str) -> lora_tree.Lora:
+        """New deltas of one kind ('spatial' or 'temporal')."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 if kind == "spatial" else 2)
+        targets = self.config.lora[f"{kind}_targets"]
+        return lora_tree.init(key, self.model.params["unet"], targets, self.config.lora.rank)
+
+    def fit(
+        self,
+        trained: tuple[str, ...],
+        data: Mapping,
+        frozen: Mapping,
+        *,
+        label: str,
+        folder: pathlib.Path | None,
+        metrics: progress.Metrics | None,
+    ) -> tuple[dict[str, lora_tree.Lora], dict]:
+        """Fits the LoRAs named in `trained`, resuming from checkpoints in `folder`.
+
+        Returns:
+          The LoRAs by kind, and the loop's record.
+        """
+        tune = self.config.tune
+        numbers = settings(tune)
+        step = make_step(self.model.network, numbers, trained, self.config.seed)
+        state = init_state({kind: self.init(kind) for kind in trained}, numbers)
+        with contextlib.ExitStack() as stack:
+            checkpoints = None
+            if folder is not None:
+                checkpoints = stack.enter_context(TrainCheckpoints(folder, tune.checkpoint_every, keep=2))
+            state, record = loop.fit(
+                step,
+                state,
+                frozen,
+                self.model.params["unet"],
+                data,
+                steps=tune.steps,
+                mesh=self.mesh,
+                label=label,
+                checkpoints=checkpoints,
+                checkpoint_every=tune.checkpoint_every,
+                metrics=metrics,
+            )
+        return jax.device_get(state["lora"]), record

@@ -1,0 +1,170 @@
+"""The compiled tuning step: two LoRAs, two losses, one AdamW.
+
+    L = w_t L_temporal(anchor; temporal LoRA, stop_gradient(spatial LoRA))
+      + w_s L_spatial(source frames; spatial LoRA, temporal layers skipped)          (ReCapture, sec. 3.2)
+
+Neither LoRA receives a gradient from the other's loss and AdamW works leaf by leaf, so the spatial LoRA
+is the same whether both are tuned in one joint step or it alone: what is fitted once per clip can be
+reused for every camera path.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from recapture_jax.diffusion import edm
+from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.lora.adapter import adapters
+from recapture_jax.tuning.losses import joint_loss, v_loss
+
+KINDS = ("spatial", "temporal")
+# (U-Net parameters, image_only) -> F(c_in x, c_noise, cond)
+NetworkOf = Callable[[Any, bool], edm.Network]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("latents", "mask", "cond"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class AnchorData:
+    """What the temporal loss reads.
+
+    Attributes:
+      latents: `[1, T, h, w, c]`, scaled latents of the anchor.
+      mask: `[1, T, h, w]` bool, True where the anchor is known.
+      cond: conditioning on its first frame, batch 1.
+    """
+
+    latents: jax.Array
+    mask: jax.Array
+    cond: Conditioning
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("latents", "cond"), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class SourceData:
+    """What the spatial loss reads: A augmented versions of the T source frames.
+
+    Attributes:
+      latents: `[A, T, h, w, c]`, scaled.
+      cond: conditioning of each version, batch A, with `latents` of `[A, 1, h, w, c]`.
+    """
+
+    latents: jax.Array
+    cond: Conditioning
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Numbers of the step; see `config.tune`.
+
+    Attributes:
+      draws: noise draws of the anchor in one temporal step.
+      frames: source frames in one spatial step.
+    """
+
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-2
+    loss: str = "v"
+    normalise: str = "all"
+    temporal_weight: float = 1.0
+    spatial_weight: float = 1.0
+    sigma_mean: float = edm.SIGMA_MEAN
+    sigma_std: float = edm.SIGMA_STD
+    draws: int = 1
+    frames: int = 1
+
+    def sigmas(self, key: jax.Array, count: int) -> jax.Array:
+        return edm.sample_sigma(key, (count,), mean=self.sigma_mean, std=self.sigma_std)
+
+
+def temporal_loss(network: edm.Network, data: AnchorData, key: jax.Array, settings: Settings) -> jax.Array:
+    """Masked loss of `settings.draws` noised copies of the anchor."""
+    sigma_key, noise_key = jax.random.split(key)
+    n = settings.draws
+    sigma = settings.sigmas(sigma_key, n)
+    z = jnp.repeat(data.latents, n, axis=0)
+    noise = jax.random.normal(noise_key, z.shape)
+    cond = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), data.cond)
+    prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
+    mask = jnp.repeat(data.mask, n, axis=0)
+    return v_loss(prediction, z, noise, sigma, mask, form=settings.loss, normalise=settings.normalise)
+
+
+def spatial_loss(network: edm.Network, data: SourceData, key: jax.Array, settings: Settings) -> jax.Array:
+    """Loss of `settings.frames` random frames, each a clip of one frame to the image-only network."""
+    version_key, frame_key, sigma_key, noise_key = jax.random.split(key, 4)
+    n = settings.frames
+    versions, frames = data.latents.shape[:2]
+    version = jax.random.randint(version_key, (n,), 0, versions)
+    frame = jax.random.randint(frame_key, (n,), 0, frames)
+    z = data.latents[version, frame][:, None]
+    cond = jax.tree.map(lambda x: x[version], data.cond)
+    sigma = settings.sigmas(sigma_key, n)
+    noise = jax.random.normal(noise_key, z.shape)
+    prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
+    return v_loss(prediction, z, noise, sigma, form=settings.loss)
+
+
+def make_loss(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...]):
+    """`loss(loras, frozen, base, data, key) -> (total, {name: loss})` of the LoRAs in `trained`.
+
+    `loras` and `frozen` map 'spatial' and 'temporal' to deltas; `data` maps 'source' and 'anchor' to what
+    the two losses read. The temporal loss runs with the spatial LoRA wherever it comes from.
+    """
+
+    def loss(loras: Mapping, frozen: Mapping, base: Any, data: Mapping, key: jax.Array):
+        parts = {}
+        if "spatial" in trained:
+            network = network_of(base, True)
+            with adapters(loras["spatial"]):
+                parts["spatial"] = spatial_loss(network, data["source"], jax.random.fold_in(key, 1), settings)
+        if "temporal" in trained:
+            network = network_of(base, False)
+            spatial = jax.lax.stop_gradient(loras.get("spatial") or frozen.get("spatial") or {})
+            with adapters(spatial), adapters(loras["temporal"]):
+                parts["temporal"] = temporal_loss(network, data["anchor"], jax.random.fold_in(key, 0), settings)
+        total = joint_loss(
+            parts.get("temporal", 0.0),
+            parts.get("spatial", 0.0),
+            temporal_weight=settings.temporal_weight,
+            spatial_weight=settings.spatial_weight,
+        )
+        return total, parts
+
+    return loss
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """AdamW at a constant rate, float32 state."""
+    return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def init_state(loras: Mapping, settings: Settings) -> dict:
+    """Training state of the LoRAs in `loras`: `{"lora", "opt_state", "step"}`."""
+    loras = dict(loras)
+    return {"lora": loras, "opt_state": optimizer(settings).init(loras), "step": jnp.zeros((), jnp.int32)}
+
+
+def make_step(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...], seed: int):
+    """`step(state, frozen, base, data) -> (state, metrics)`, to be jitted with `state` donated.
+
+    The randomness of step n is a function of (seed, n) alone, so a resumed run repeats it exactly.
+    """
+    loss = make_loss(network_of, settings, trained)
+    update = optimizer(settings).update
+
+    def step(state: dict, frozen: Mapping, base: Any, data: Mapping):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        grad = jax.grad(loss, has_aux=True)
+        grads, parts = grad(state["lora"], frozen, base, data, key)
+        updates, opt_state = update(grads, state["opt_state"], state["lora"])
+        lora = optax.apply_updates(state["lora"], updates)
+        metrics = {f"loss_{name}": value for name, value in parts.items()}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+
+    return step
