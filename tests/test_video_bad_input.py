@@ -101,9 +101,9 @@ def fifo(path):
 
 
 def two_sizes(path):
-    """An mpegts joined from two recordings, as cheap editors and cameras write it."""
+    """Two recordings joined byte by byte, which H.264 streams allow."""
     encode(path)
-    small = encode(path.with_name("small.ts"), NOISE[:, :32, :48])
+    small = encode(path.with_name("small.h264"), NOISE[:, :32, :48])
     path.write_bytes(path.read_bytes() + small.read_bytes())
     return path
 
@@ -163,7 +163,7 @@ FILES = {
         ["damaged", "convert it again"],
     ),
     "two sizes in one file": (
-        lambda d: two_sizes(d / "a.ts"),
+        lambda d: two_sizes(d / "a.h264"),
         ["changes its frame size", "64x48", "48x32"],
     ),
     "named pipe": (lambda d: fifo(d / "pipe"), ["not a regular file"]),
@@ -198,7 +198,7 @@ ARGUMENTS = {
         ["has 7 frames at stride 3", "14 are needed"],
     ),
     "start past the end": (dict(start=20), ["has 0 frames from frame 20 on"]),
-    "start on the last frame": (dict(start=19), ["has 1 frames from frame 19 on", "2 are needed"]),
+    "start on the last frame": (dict(start=19), ["has 1 frame from frame 19 on", "2 are needed"]),
     "negative start": (dict(start=-1), ["start is -1", "at least 0"]),
     "start in seconds": (dict(start=1.5), ["start is 1.5", "whole number"]),
     "stride zero": (dict(stride=0), ["stride is 0", "at least 1"]),
@@ -206,6 +206,7 @@ ARGUMENTS = {
     "one frame asked": (dict(num_frames=1), ["num_frames is 1", "at least 2"]),
     "frames as text": (dict(num_frames="14"), ["num_frames is '14'", "whole number"]),
     "fps zero": (dict(fps=0), ["fps is 0"]),
+    "fps as text": (dict(fps="24"), ["fps is '24'", "number"]),
     "fps nan": (dict(fps=float("nan")), ["fps is nan"]),
     "fps absurd": (dict(fps=1e6), ["fps is", "at most 1000"]),
     "size one number": (dict(size=512), ["size is 512", "(height, width)"]),
@@ -315,6 +316,8 @@ def test_file_that_appears_meanwhile_is_kept(tmp_path):
 
 
 VALUES = {
+    "no path": (lambda: read_clip(None), ["path is None"]),
+    "empty path": (lambda: read_clip(""), ["path is ''"]),
     "clip shape": (lambda: Clip(np.zeros((4, 8, 8)), 24), ["(4, 8, 8)", "[T, H, W, 3]"]),
     "clip fps": (lambda: Clip(np.zeros((4, 8, 8, 3)), 0), ["fps is 0"]),
     "rate": (lambda: exact_rate(float("inf")), ["fps is inf"]),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments.pretrain_small.architecture import HEIGHT, NUM_FRAMES, WIDTH
+from experiments.pretrain_small.architecture import FPS, HEIGHT, NUM_FRAMES, WIDTH
 from recapture_jax.scenes.clips import clip_batches
 
 SHARD = 64  # clips
@@ -25,7 +25,15 @@ def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
     # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
     for index in range(have, shards):
         batches = clip_batches(
-            index, split, SHARD // 8, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH, samples=2
+            0,
+            split,
+            SHARD // 8,
+            num_frames=NUM_FRAMES,
+            height=HEIGHT,
+            width=WIDTH,
+            samples=2,
+            frame_rate=float(FPS),
+            start=index * SHARD,
         )
         parts = [jax.device_get(next(batches)) for _ in range(8)]
         frames = np.concatenate([p["frames"] for p in parts])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from fractions import Fraction
 from typing import Any
 
@@ -88,6 +89,8 @@ def exact_rate(fps: float | Fraction) -> Fraction:
     Raises:
       InputError: fps is not a finite number in (0, 1000].
     """
-    if isinstance(fps, bool) or not math.isfinite(fps) or not 0 < fps <= 1000:
-        raise InputError(f"fps is {fps}; expected a number above 0 and at most 1000")
+    number = isinstance(fps, numbers.Real) and not isinstance(fps, bool) and math.isfinite(fps)
+    if not number or not 0 < fps <= 1000:
+        raise InputError(f"fps is {fps!r}; expected a number above 0 and at most 1000")
+    fps = fps if isinstance(fps, Fraction) else float(fps)
     return Fraction(fps).limit_denominator(1001) or Fraction(1, 1001)

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -32,15 +32,11 @@ class Probe:
     Attributes:
       fps: the file's own constant rate, or the typical rate when its frames vary.
       num_frames: frames at `fps` over the file's duration.
-      num_coded: frames stored in the file.
-      seconds: from the first frame to the end of the last one.
       size: (height, width) as displayed: upright and with square pixels.
     """
 
     fps: Fraction
     num_frames: int
-    num_coded: int
-    seconds: Fraction
     size: tuple[int, int]
 
 
@@ -69,12 +65,15 @@ def probe(path, fps: Fraction | None = None) -> Probe:
         stream = _video_stream(path, container)
         times, last, end = [], Fraction(0), Fraction(0)
         for packet in container.demux():
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if not packet.size or stamp is None:
+            if not packet.size:
                 continue
             if packet.is_corrupt:
                 raise _truncated(path)
-            time = stamp * packet.time_base
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None:
+                time = stamp * packet.time_base
+            else:  # a raw stream has no timestamps: its frames follow each other
+                time = len(times) / (stream.average_rate or Fraction(25))
             duration = (packet.duration or 0) * packet.time_base
             end = max(end, time + duration)
             if packet.stream_index == stream.index and not packet.is_discard:
@@ -95,27 +94,31 @@ def probe(path, fps: Fraction | None = None) -> Probe:
         frame = next(container.decode(stream), None)
         if frame is None:
             raise InputError(f"{path} holds no frame that can be decoded; convert it again")
-        shape = _displayed(np.empty((frame.height, frame.width, 0)), frame, stream).shape
-        height, width = shape[0], shape[1]
-        aspect = _pixel_aspect(stream)
-        if _orientation(frame)[0]:
-            height = max(1, round(height * aspect))
-        else:
-            width = max(1, round(width * aspect))
-    seconds = Fraction(ticks) / own
-    return Probe(own, ticks, len(times), seconds, (height, width))
+        height, width = frame.height, max(1, round(frame.width * _pixel_aspect(stream)))
+        size = (width, height) if _orientation(frame)[0] else (height, width)
+    return Probe(own, ticks, size)
 
 
-def frames_at(path, fps: Fraction, indices: range, total: int) -> Iterator[np.ndarray]:
+def frames_at(
+    path,
+    fps: Fraction,
+    indices: range,
+    total: int,
+    shrink: Callable[[np.ndarray], np.ndarray] = as_float,
+) -> Iterator[np.ndarray]:
     """Yields the frames shown at times index / fps, for increasing indices.
 
     A frame is shown from its timestamp (rounded to the grid of 1 / fps) until the next one, so
     frames that come too fast are dropped and late ones are held; a constant-rate file gives
     each of its frames once.
 
+    Args:
+      shrink: takes an upright [H, W, 3] frame (uint8, or float32 in [0, 1]) at the file's size to
+        float32 in [0, 1] at the size to yield; one frame at a time, so 4K never piles up.
+
     Yields:
-      [H, W, 3] upright RGB in [0, 1], float32, or uint8 for the usual 8-bit file. The iterator
-      ends early when fewer frames can be decoded than the packets promised.
+      [H, W, 3] float32 in [0, 1]. The iterator ends early when fewer frames can be decoded than
+      the packets promised.
     """
     wanted, shown, shown_tick, first = iter(indices), None, 0, None
     index = next(wanted, None)
@@ -129,7 +132,7 @@ def frames_at(path, fps: Fraction, indices: range, total: int) -> Iterator[np.nd
             tick = max(shown_tick, _round((time - first) * fps))
             rgb = None
             while index is not None and shown is not None and index < tick:
-                rgb = _to_rgb(path, shown, stream) if rgb is None else rgb
+                rgb = _to_rgb(path, shown, stream, shrink) if rgb is None else rgb
                 yield rgb
                 index = next(wanted, None)
             if index is None:
@@ -146,7 +149,7 @@ def frames_at(path, fps: Fraction, indices: range, total: int) -> Iterator[np.nd
         ends = (time - first + (shown.duration * shown.time_base or 1 / fps)) * fps
         rgb = None
         while index is not None and index < min(total, max(shown_tick + 1, _round(ends))):
-            rgb = _to_rgb(path, shown, stream) if rgb is None else rgb
+            rgb = _to_rgb(path, shown, stream, shrink) if rgb is None else rgb
             yield rgb
             index = next(wanted, None)
 
@@ -291,15 +294,15 @@ def _orientation(frame) -> tuple[bool, bool, bool]:
     return False, d < 0, a < 0
 
 
-def _displayed(pixels: np.ndarray, frame, stream) -> np.ndarray:
+def _displayed(pixels: np.ndarray, frame) -> np.ndarray:
     transpose, flip_rows, flip_columns = _orientation(frame)
     if transpose:
         pixels = pixels.swapaxes(0, 1)
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _to_rgb(path, frame, stream) -> np.ndarray:
-    """[H, W, 3] upright, square-pixel RGB: uint8, or float32 in [0, 1] where 8 bits would lose."""
+def _to_rgb(path, frame, stream, shrink) -> np.ndarray:
+    """Coded frame -> [H, W, 3] upright, square-pixel, shrunk sRGB, float32 in [0, 1]."""
     from av.video.reformatter import ColorRange, Interpolation
 
     if frame.is_corrupt:
@@ -326,12 +329,13 @@ def _to_rgb(path, frame, stream) -> np.ndarray:
         rgb = as_float(rgb)
     if alpha:
         rgb = over_white(rgb)
-    if frame.color_trc in (_TRANSFER_PQ, _TRANSFER_HLG):
-        rgb = tone_map(rgb, frame.color_trc == _TRANSFER_HLG, frame.color_primaries)
     aspect = _pixel_aspect(stream)
     if aspect != 1:
         rgb = resample(rgb, (rgb.shape[0], max(1, round(rgb.shape[1] * aspect))))
-    return _displayed(rgb, frame, stream)
+    rgb = shrink(_displayed(rgb, frame))
+    if frame.color_trc in (_TRANSFER_PQ, _TRANSFER_HLG):  # last, because it is slow on large frames
+        rgb = tone_map(rgb, frame.color_trc == _TRANSFER_HLG, frame.color_primaries)
+    return rgb
 
 
 def over_white(rgba: np.ndarray) -> np.ndarray:

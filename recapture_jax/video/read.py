@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -69,6 +70,8 @@ def read_clip(
             raise InputError(f"size is {size!r}; expected (height, width)")
         size = tuple(_whole("size", edge, 1) for edge in size)
     rate = None if fps is None else exact_rate(fps)
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise InputError(f"path is {path!r}; expected a video file or a folder of images")
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         source = _Folder.open(path, rate or FOLDER_FPS)
@@ -90,8 +93,8 @@ def read_clip(
         )
     frames = np.empty((len(indices), height, width, 3), np.float32)
     done = 0
-    for rgb in source.frames(indices):
-        frames[done] = apply_fit(rgb, fit) if fit else as_float(rgb)
+    for frame in source.frames(indices, (lambda rgb: apply_fit(rgb, fit)) if fit else as_float):
+        frames[done] = frame
         done += 1
     if done < len(indices) and (num_frames is not None or done < 2):
         raise InputError(
@@ -113,8 +116,9 @@ def _choose(path, total: int, num_frames: int | None, start: int, stride: int) -
     if found < wanted:
         where = f" from frame {start} on" if start else ""
         where += f" at stride {stride}" if stride > 1 else ""
+        where += f" ({total} in all)" if where else ""
         raise InputError(
-            f"{path} has {found} frames{where} ({total} in all) but {wanted} are needed; "
+            f"{path} has {found} frame{'' if found == 1 else 's'}{where} but {wanted} are needed; "
             "lower num_frames, start or stride, or give a longer clip"
         )
     return range(start, total, stride)[:num_frames]
@@ -143,8 +147,8 @@ class _File:
         found = decode.probe(path, rate)
         return cls(path, found.fps, found.num_frames, found.size)
 
-    def frames(self, indices: range) -> Iterator[np.ndarray]:
-        return decode.frames_at(self.path, self.rate, indices, self.total)
+    def frames(self, indices: range, shrink) -> Iterator[np.ndarray]:
+        return decode.frames_at(self.path, self.rate, indices, self.total, shrink)
 
     def audio(self, start: Fraction, seconds: Fraction):
         return decode.read_audio(self.path, start, seconds)
@@ -170,7 +174,7 @@ class _Folder:
     def total(self) -> int:
         return len(self.paths)
 
-    def frames(self, indices: range) -> Iterator[np.ndarray]:
+    def frames(self, indices: range, shrink) -> Iterator[np.ndarray]:
         for index in indices:
             rgb = _read_image(self.paths[index])
             if rgb.shape[:2] != self.size:
@@ -178,7 +182,7 @@ class _Folder:
                     f"{self.paths[index]} is {rgb.shape[1]}x{rgb.shape[0]} but the first frame is "
                     f"{self.size[1]}x{self.size[0]}; expected one size for all frames"
                 )
-            yield rgb
+            yield shrink(rgb)
 
     def audio(self, start: Fraction, seconds: Fraction) -> None:
         return None

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -111,10 +112,8 @@ def picture_size(path) -> tuple[int, int] | None:
 
     with av.open(f"file:{path}") as container:
         comment = container.metadata.get("comment", "")
-    if not comment.startswith("picture="):
-        return None
-    width, height = comment.removeprefix("picture=").split("x")
-    return int(height), int(width)
+    found = re.fullmatch(r"picture=(\d+)x(\d+)", comment)
+    return (int(found[2]), int(found[1])) if found else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,55 @@
+"""Command line: `python -m recapture_jax.main --config=configs/orbit.py [--config.video.path=CLIP.mp4]`.
+
+Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted (run again to go on).
+"""
+
+import errno
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from recapture_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file; see configs/. A variant follows a colon: configs/orbit.py:svd_xt."
+)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in --config=configs/orbit.py")
+    if _CONFIG.value is None:
+        return _refuse("--config is missing: give a file of configs/, as in --config=configs/orbit.py")
+    logging.set_verbosity(logging.WARNING)
+    from recapture_jax import pipeline  # after the flags: a usage error should not wait for XLA
+
+    try:
+        result = pipeline.run(_CONFIG.value)
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" on the disk of {error.filename}" if error.filename else ""
+        print(f"error: no space left{where}; free some and run again, finished stages are kept", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    print(result.folder / "result.mp4")
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def cli() -> None:
+    """Entry point of the `recapture` command."""
+    app.run(main)
+
+
+if __name__ == "__main__":
+    cli()

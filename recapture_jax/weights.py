@@ -1,0 +1,80 @@
+"""Finds and loads a video model: a folder of `converters.svd`, or the small prior of the package."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from recapture_jax.checkpoints import restore_tree
+from recapture_jax.errors import InputError
+from recapture_jax.models import zoo
+from recapture_jax.stages.video_model import VideoModel
+
+
+def read_config(path: pathlib.Path) -> dict:
+    """The model's `config.json`.
+
+    Raises:
+      InputError: if the folder is none of ours.
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"model folder {path} does not exist: convert the weights first with "
+            f"`python -m converters.svd --src SRC --dst {path}`, or use --config.model.path=bundled:prior_small"
+        )
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text())
+        missing = [name for name in zoo.COMPONENTS if name not in config]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): expected a folder written by converters.svd") from None
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}: expected a folder written by converters.svd")
+    return config
+
+
+def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoModel:
+    """Networks and parameters, cast to `dtype`.
+
+    Raises:
+      InputError: for a missing folder, or parameters that do not fit the configuration.
+    """
+    config = read_config(path)
+    try:
+        networks = zoo.build(config, dtype, **unet_options)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / 'config.json'}: {error}") from None
+    params = {}
+    single = path / "model.safetensors"
+    stored = _read_safetensors(single) if single.exists() else None
+    for name in zoo.COMPONENTS:
+        shapes = zoo.abstract_params(name, config)
+        if stored is not None:
+            params[name] = _fit(single, name, stored.get(name, {}), shapes)
+        else:
+            params[name] = restore_tree(path / name, shapes)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    return VideoModel(networks, params, config)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return unflatten_dict(load_file(path), sep="/")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}): restore the file") from None
+
+
+def _fit(path: pathlib.Path, name: str, stored: dict, shapes: dict) -> dict:
+    """The stored tree, checked against the shapes the networks expect."""
+    have = {k: np.shape(v) for k, v in flatten_dict(stored, sep="/").items()}
+    want = {k: v.shape for k, v in flatten_dict(shapes, sep="/").items()}
+    if have != want:
+        wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+        raise InputError(f"{path}: {len(wrong)} parameters of {name} do not fit config.json, such as {wrong[0]}")
+    return stored
