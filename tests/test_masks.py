@@ -98,7 +98,10 @@ def test_torn_points_stay_without_parallax(step):
 
 def test_torn_points_go_where_parallax_tears_them(step):
     depth, k = step
-    move = lambda x: pose.translation(jnp.array([x, 0.0, 0.0]))
+
+    def move(x):
+        return pose.translation(jnp.array([x, 0.0, 0.0]))
+
     focal = float(k[0, 0])
     # A sideways move b shifts the layers apart by f b (1/2 - 1/4) pixels.
     below, above = 0.9 / (0.25 * focal), 1.1 / (0.25 * focal)

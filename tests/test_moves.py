@@ -227,7 +227,10 @@ def test_dolly_zoom_keeps_the_subject_size(move):
 def test_dolly_zoom_on_top_of_a_dolly_cancels_its_own_part():
     dolly = build_trajectory("dolly in 0.2", 3, K, PIVOT).cameras
     both = build_trajectory("dolly in 0.2; dolly zoom in 0.3", 3, K, PIVOT).cameras
-    size = lambda camera: camera.intrinsics[:, 0, 0] / (PIVOT - camera.world_from_camera[:, 2, 3])
+
+    def size(camera):
+        return camera.intrinsics[:, 0, 0] / (PIVOT - camera.world_from_camera[:, 2, 3])
+
     np.testing.assert_allclose(size(both), size(dolly), rtol=1e-5)
 
 

@@ -30,7 +30,10 @@ def random_poses(count, seed=0):
 def test_group_axioms():
     a, b, c = (random_poses(5, seed) for seed in range(3))
     identity = np.eye(4, dtype=np.float32)
-    close = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6)
+
+    def close(x, y):
+        np.testing.assert_allclose(x, y, atol=2e-6)
+
     close(pose.compose(pose.compose(a, b), c), pose.compose(a, pose.compose(b, c)))
     close(pose.compose(a, identity), a)
     close(pose.compose(identity, a), a)

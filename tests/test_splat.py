@@ -43,7 +43,7 @@ def test_identity_bleed_with_random_depth(height, width):
 
 def test_static_trajectory_gives_back_the_source():
     """Named for a peer defect: no camera move changes the clip. Portrait, torn depth, all steps."""
-    colors, depth = (np.stack(x) for x in zip(*(random_scene(64, 36, s) for s in range(3))))
+    colors, depth = map(np.stack, zip(*(random_scene(64, 36, s) for s in range(3)), strict=True))
     k = intrinsics_from_fov(50, 64, 36)
     frames, mask = render_anchor(colors, depth, k, build_trajectory("static", 3, k, 2.0))
     assert np.abs(frames - colors).max() < 1e-6 and mask.all()
@@ -166,7 +166,10 @@ def test_wide_source_keeps_straight_lines_in_place():
     v, u = np.mgrid[:height, :width] + 0.5
     x, y = (u - width / 2) / float(k1[0, 0]), (v - height / 2) / float(k1[1, 1])
     depth = (3.0 / (1 - 0.3 * x - 0.2 * y)).astype(np.float32)  # a slanted wall
-    line = lambda u: 0.35 * u + 18
+
+    def line(u):
+        return 0.35 * u + 18
+
     colors = np.exp(-((v - line(u)) ** 2) / (2 * 2.0**2))[..., None].astype(np.float32)
     source_from_target = pose.compose(move(0.3, 0.1, 0.2), pose.rotation_y(0.15))
     result = fast_splat(colors, depth, None, k1, k2, source_from_target)
@@ -244,8 +247,8 @@ def test_gradients_match_finite_differences():
             ahead, behind = (
                 value(arguments | {name: arguments[name] + s * direction}) for s in (step, -step)
             )
-            numeric = (ahead - behind) / (2 * step)
-            analytic = (gradient * direction).sum()
+            numeric = float(ahead - behind) / (2 * step)
+            analytic = float((gradient * direction).sum())
             assert abs(numeric) > 1e-2, name
             assert analytic == pytest.approx(numeric, rel=1e-5), name
 
@@ -266,7 +269,7 @@ def test_gradients_are_finite_with_bad_points():
 
 
 def test_vmap_equals_loop_equals_map():
-    colors, depth = (np.stack(x) for x in zip(*(random_scene(12, 16, s) for s in range(3))))
+    colors, depth = map(np.stack, zip(*(random_scene(12, 16, s) for s in range(3)), strict=True))
     k = intrinsics_from_fov(50, 12, 16)
     trajectory = build_trajectory("orbit right 15; zoom in 1.3", 3, k, 2.0)
     cameras = trajectory.cameras
@@ -281,7 +284,7 @@ def test_vmap_equals_loop_equals_map():
             colors[t], depth[t], None, k, cameras.intrinsics[t], cameras.world_from_camera[t]
         )
         for single, many in zip(jax.tree.leaves(one), jax.tree.leaves(batched), strict=True):
-            np.testing.assert_allclose(single, many[t], atol=1e-6)
+            np.testing.assert_allclose(single, many[t], atol=1e-5)
 
 
 def test_new_trajectories_do_not_retrace(monkeypatch):
@@ -322,7 +325,8 @@ def test_anchor_drops_points_on_torn_depth():
     clean, clean_mask = render_anchor(frames, depth, k, trajectory)
     assert ((kept > 0.1) & (kept < 0.9)).any()
     assert not ((clean > 0.1) & (clean < 0.9)).any()
-    assert kept_mask.sum() - clean_mask.sum() <= height * 5
+    # Five torn columns, and the kernels of the outermost two reach a pixel further.
+    assert height * 5 <= kept_mask.sum() - clean_mask.sum() <= height * 7
 
 
 def test_anchor_takes_masks_per_frame_intrinsics_and_another_size():

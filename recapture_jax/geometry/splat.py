@@ -108,36 +108,46 @@ def splat(
     # In index coordinates pixel j has its centre at j. The clip keeps far points in int32 range.
     x = jnp.clip(pixels[..., 0].reshape(-1) - 0.5, -2.0 * taps, width + 2.0 * taps)
     y = jnp.clip(pixels[..., 1].reshape(-1) - 0.5, -2.0 * taps, height + 2.0 * taps)
-    columns = _axis_taps(x, reach[0], taps, width)
-    rows = _axis_taps(y, reach[1], taps, height)
-
+    left, top = jnp.floor(x), jnp.floor(y)
     # Taps outside the image or with a negligible kernel get an index past the canvas, which the
     # scatters drop (on CPUs quicker than one shared dump cell, whose additions wait in line).
     outside = height * width
-    cells = []
-    for row, row_kernel, row_inside in rows:
-        for column, column_kernel, column_inside in columns:
-            kernel = row_kernel * column_kernel
-            hit = drawn & row_inside & column_inside & (kernel > MIN_KERNEL)
-            cells.append((jnp.where(hit, row * width + column, outside), kernel))
+
+    def tap(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cell index and kernel `[N]` of one neighbour of every point."""
+        column, row = left + offset[0], top + offset[1]
+        kernel = jnp.maximum(0.0, 1.0 - jnp.abs(column - x) / reach[0])
+        kernel *= jnp.maximum(0.0, 1.0 - jnp.abs(row - y) / reach[1])
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        cell = row.astype(jnp.int32) * width + column.astype(jnp.int32)
+        return jnp.where(drawn & inside & (kernel > MIN_KERNEL), cell, outside), kernel
 
     z_fixed = jax.lax.stop_gradient(z)
-    z_min = jnp.full((outside,), jnp.inf, z.dtype)
-    for cell, _ in cells:
-        z_min = z_min.at[cell].min(z_fixed, mode="drop")
-    limit = z_min * (1 + tau)
+
+    def keep_nearest(z_min, offset):
+        cell, _ = tap(offset)
+        return z_min.at[cell].min(z_fixed, mode="drop"), None
 
     # Depth is summed apart from the colours so that a caller who ignores it does not pay for it.
     payload = jnp.concatenate([colors.reshape(-1, channels), jnp.ones_like(z)[:, None]], axis=-1)
     # Colours of points that are not drawn may be nan; a nan would also spoil the gradients.
     payload = jnp.where(drawn[:, None], payload, 0.0)
-    total = jnp.zeros((outside, channels + 1), payload.dtype)
-    total_depth = jnp.zeros((outside,), z.dtype)
-    for cell, kernel in cells:
+
+    def accumulate(totals, offset):
+        total, total_depth = totals
+        cell, kernel = tap(offset)
         in_front = z_fixed <= limit.at[cell].get(mode="fill", fill_value=0.0)
         kernel = jnp.where(in_front, kernel, 0.0)
         total = total.at[cell].add(payload * kernel[:, None], mode="drop")
-        total_depth = total_depth.at[cell].add(z * kernel, mode="drop")
+        return (total, total_depth.at[cell].add(z * kernel, mode="drop")), None
+
+    steps = jnp.arange(1 - taps, taps + 1, dtype=x.dtype)
+    offsets = jnp.stack(jnp.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    empty = jnp.full((outside,), jnp.inf, z.dtype)
+    z_min, _ = jax.lax.scan(keep_nearest, empty, offsets)
+    limit = z_min * (1 + tau)
+    empty = (jnp.zeros((outside, channels + 1), payload.dtype), jnp.zeros((outside,), z.dtype))
+    (total, total_depth), _ = jax.lax.scan(accumulate, empty, offsets)
 
     weight = total[:, -1]
     mask = weight > 0
@@ -148,17 +158,6 @@ def splat(
         weight=weight.reshape(height, width),
         mask=mask.reshape(height, width),
     )
-
-
-def _axis_taps(position: jax.Array, reach: jax.Array, taps: int, size: int) -> list[tuple]:
-    """(index, kernel, inside the image) of the 2 * taps neighbours along one axis, each `[N]`."""
-    base = jnp.floor(position)
-    result = []
-    for offset in range(1 - taps, taps + 1):
-        index = base.astype(jnp.int32) + offset
-        kernel = jnp.maximum(0.0, 1.0 - jnp.abs(base + offset - position) / reach)
-        result.append((index, kernel, (index >= 0) & (index < size)))
-    return result
 
 
 def render_anchor(

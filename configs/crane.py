@@ -1,0 +1,15 @@
+"""The camera rises on an arc by 0.2 of the pivot depth and tilts down to the subject.
+
+    python -m recapture_jax.main --config=configs/crane.py --config.video.path=CLIP.mp4
+
+Variants, after a colon: `small` (the shipped prior; the default), `smoke` (a few steps, to see that all works),
+`svd` and `svd_xt` (converted weights: --config.model.path=FOLDER).
+"""
+
+from recapture_jax.config import default_config
+
+
+def get_config(variant: str | None = None):
+    config = default_config(variant)
+    config.camera.moves = "crane up 0.2 ease-in-out"
+    return config

@@ -1,0 +1,15 @@
+"""The camera circles the subject by 12 degrees to the right and keeps looking at it.
+
+    python -m recapture_jax.main --config=configs/orbit.py --config.video.path=CLIP.mp4
+
+Variants, after a colon: `small` (the shipped prior; the default), `smoke` (a few steps, to see that all works),
+`svd` and `svd_xt` (converted weights: --config.model.path=FOLDER).
+"""
+
+from recapture_jax.config import default_config
+
+
+def get_config(variant: str | None = None):
+    config = default_config(variant)
+    config.camera.moves = "orbit right 12 ease-in-out"
+    return config

@@ -1,0 +1,15 @@
+"""The focal length grows by 1.4, the camera stays: everything grows alike.
+
+    python -m recapture_jax.main --config=configs/zoom.py --config.video.path=CLIP.mp4
+
+Variants, after a colon: `small` (the shipped prior; the default), `smoke` (a few steps, to see that all works),
+`svd` and `svd_xt` (converted weights: --config.model.path=FOLDER).
+"""
+
+from recapture_jax.config import default_config
+
+
+def get_config(variant: str | None = None):
+    config = default_config(variant)
+    config.camera.moves = "zoom in 1.4 ease-in-out"
+    return config
