@@ -9,3 +9,19 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+    from tiny import random_params
+
+    return random_params()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_params):
+    from tiny import video_model
+
+    return video_model(tiny_params)

@@ -124,7 +124,7 @@ def test_every_blob_lands_where_the_closed_form_says(word):
         _, end = film(f"{text} {amount}")
         for blob in BLOBS:
             error = np.abs(end[blob] - expected_position(blob, word, signed)).max()
-            assert error < 0.1, (text, blob, error)
+            assert error < 0.06, (text, blob, error)
 
 
 def test_static_does_not_move():

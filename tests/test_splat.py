@@ -77,9 +77,9 @@ def test_splat_matches_the_slow_reference(view, taps):
     expected = splat_reference(*args, taps=taps, **size)
     assert 50 < expected[3].sum() < 600  # the view sees something, and has holes
     np.testing.assert_array_equal(result.mask, expected[3])
-    np.testing.assert_allclose(result.weight, expected[2], atol=5e-5)
-    np.testing.assert_allclose(result.colors, expected[0], atol=2e-4)
-    np.testing.assert_allclose(result.depth, expected[1], rtol=1e-4)
+    np.testing.assert_allclose(result.weight, expected[2], atol=2e-5)
+    np.testing.assert_allclose(result.colors, expected[0], atol=2e-5)
+    np.testing.assert_allclose(result.depth, expected[1], rtol=1e-5)
 
 
 def test_near_hides_far():
@@ -186,10 +186,11 @@ def test_wide_source_keeps_straight_lines_in_place():
     image = np.asarray(result.colors[:, columns, 0], np.float64)
     image = np.where(image > 0.1, image, 0)
     ridge = (image * v[:, columns]).sum(0) / image.sum(0)
-    assert np.abs(ridge - expected).max() < 0.35
+    # One source pixel is about 1.8 target pixels wide here and the kernel wobbles within it; a
+    # focal length that is 15 % off displaces the line by 5 px.
     straight = np.polyval(np.polyfit(columns, ridge, 1), columns)
-    assert np.abs(ridge - straight).max() < 0.25
-    assert np.sqrt(np.mean((ridge - expected) ** 2)) < 0.12
+    assert np.abs(ridge - straight).max() < 0.5
+    assert np.abs(straight - expected).max() < 0.1
 
 
 def test_portrait_circle_stays_a_circle():
@@ -216,7 +217,7 @@ def test_portrait_circle_stays_a_circle():
 def test_gradients_match_finite_differences():
     """Colours, depth, pose and intrinsics; in float64 at a generic (smooth) point."""
     with jax.enable_x64(True):
-        rng = np.random.default_rng(3)
+        rng = np.random.default_rng(0)  # no occlusion or window test flips within the step
         k = np.asarray(intrinsics_from_fov(50, 7, 9), np.float64)
         arguments = dict(
             colors=rng.uniform(size=(7, 9, 2)),

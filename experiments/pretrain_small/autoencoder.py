@@ -11,7 +11,7 @@ from experiments.pretrain_small.architecture import CONFIG
 from recapture_jax.models import zoo
 from recapture_jax.models.vae import VAE
 
-CROP, CROP_FRAMES, CROPS = 64, 2, 6
+CROP, CROP_FRAMES, CROPS = 64, 2, 3
 
 
 def reconstruction_loss(vae: VAE, params: dict, key: jax.Array, batch: dict) -> jax.Array:

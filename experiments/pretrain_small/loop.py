@@ -34,7 +34,8 @@ def train(
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule(learning_rate, steps), weight_decay=1e-4)
     )
-    state = {"params": params, "ema": params, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    ema = jax.tree.map(jnp.copy, params)  # donated with the rest: no shared buffers
+    state = {"params": params, "ema": ema, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     path = workdir / f"{name}_state.npz"
     if path.exists():
         state = _load(path, state)

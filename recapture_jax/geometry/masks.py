@@ -143,7 +143,8 @@ def _pool(x: jax.Array, size: int, outside: float | bool, combine) -> jax.Array:
 def fill_holes(frame: jax.Array, mask: jax.Array) -> jax.Array:
     """Holes filled with a smooth blend of the colours around them (push-pull pyramid).
 
-    Not an inpainting: it only keeps an encoder from seeing hard black edges. Known pixels are untouched.
+    Not an inpainting: it only keeps an encoder from seeing hard black edges. Known pixels are
+    untouched.
 
     Args:
         frame: `[H, W, C]`.

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from recapture_jax.scenes.draws import Draws
 from recapture_jax.scenes.scene import rotation_about
 
 MOVES = ("static", "truck", "pedestal", "dolly", "pan", "tilt", "orbit", "zoom")
@@ -105,35 +106,34 @@ def sample_camera_path(
     near the centre. fov_degrees: range of the vertical field of view. static_share: probability of
     no move at all; static_share = 0 always moves. strength scales all amplitudes.
     """
-    keys = iter(jax.random.split(key, 16))
+    draw = Draws(key, 64)
 
-    def draw(low, high, shape=()):
-        return jax.random.uniform(next(keys), shape, minval=low, maxval=high)
-
-    azimuth = draw(0.0, 2.0 * jnp.pi)
-    reach = scene_radius * draw(1.2, 2.1)
-    elevation = jnp.deg2rad(4.0 + 28.0 * draw(0.0, 1.0) ** 1.5)
+    azimuth = draw.uniform(0.0, 2.0 * jnp.pi)
+    reach = scene_radius * draw.uniform(1.2, 2.1)
+    elevation = jnp.deg2rad(4.0 + 28.0 * draw.uniform(0.0, 1.0) ** 1.5)
     eye_height = jnp.clip(0.5 + reach * jnp.tan(elevation), 0.7, 5.0)
     eye = jnp.stack([reach * jnp.cos(azimuth), reach * jnp.sin(azimuth), eye_height])
-    jitter = draw(-1.0, 1.0, (3,)) * jnp.asarray([0.12, 0.12, 0.0]) * scene_radius
-    pivot = jitter.at[2].set(draw(0.4, 1.3))
+    jitter = draw.uniform(-1.0, 1.0, (3,)) * jnp.asarray([0.12, 0.12, 0.0]) * scene_radius
+    pivot = jitter.at[2].set(draw.uniform(0.4, 1.3))
     source = look_at(eye, pivot)
-    focal = 0.5 * height / jnp.tan(0.5 * jnp.deg2rad(draw(*fov_degrees)))
+    focal = 0.5 * height / jnp.tan(0.5 * jnp.deg2rad(draw.uniform(*fov_degrees)))
 
-    moving = jnp.logical_not(jax.random.bernoulli(next(keys), static_share))
-    move = jnp.where(moving, jax.random.randint(next(keys), (), 1, len(MOVES)), 0)
-    sign = jnp.where(jax.random.bernoulli(next(keys), 0.5, (8,)), 1.0, -1.0)
-    main = (jnp.arange(8) == move) * draw(0.3, 1.0)
-    extra = jax.random.bernoulli(next(keys), 0.35) * moving
-    side = extra * jax.random.bernoulli(next(keys), 0.4, (8,)) * draw(0.0, 0.35, (8,))
+    moving = jnp.logical_not(draw.bernoulli(static_share))
+    move = jnp.where(moving, 1 + draw.index(len(MOVES) - 1), 0)
+    sign = jnp.where(draw.bernoulli(0.5, (8,)), 1.0, -1.0)
+    main = (jnp.arange(8) == move) * draw.uniform(0.3, 1.0)
+    extra = draw.bernoulli(0.35) * moving
+    side = extra * draw.bernoulli(0.4, (8,)) * draw.uniform(0.0, 0.35, (8,))
     amounts = strength * sign * (main + side) * jnp.asarray(_REACH)
 
     u = jnp.linspace(0.0, 1.0, num_frames)
-    ease = draw(0.0, 1.0)
+    ease = draw.uniform(0.0, 1.0)
     progress = u + ease * (u * u * (3.0 - 2.0 * u) - u)
     steps = progress[:, None] * amounts[None, :]
     poses = jax.vmap(lambda a: move_camera(source, pivot, a))(steps)
-    poses = poses.at[0].set(source)
+    # exactly the source camera where nothing moves, not a rounding of it
+    still = jnp.all(steps[:, :7] == 0.0, axis=-1)[:, None, None]
+    poses = jnp.where(still, source[None], poses)
     intrinsics = jax.vmap(lambda a: make_intrinsics(focal * jnp.exp(a), height, width))(steps[:, 7])
     travel = motion_strength(intrinsics, poses, pivot, scene_radius, width)
     return CameraPath(intrinsics, poses, jnp.where(moving, travel, 0.0), move)

@@ -1,26 +1,10 @@
 """Palettes, surface materials and light of random scenes."""
 
-import jax
 import jax.numpy as jnp
 
 from recapture_jax.scenes import textures
+from recapture_jax.scenes.draws import Draws
 from recapture_jax.scenes.scene import BACKDROP, GROUND, NUM_SLOTS, SURROUND, Light, Material
-
-
-def unit(key, shape):
-    """Random unit vectors along the last axis of `shape`."""
-    v = jax.random.normal(key, shape)
-    return v / jnp.sqrt(jnp.sum(v * v, axis=-1, keepdims=True) + 1e-12)
-
-
-def uniform(key, low, high, shape=()):
-    """Uniform floats in [low, high)."""
-    return jax.random.uniform(key, shape, minval=low, maxval=high)
-
-
-def choose(key, options, weights, shape=()):
-    """Draws from `options` with probability `weights`."""
-    return jax.random.choice(key, jnp.asarray(options), shape, p=jnp.asarray(weights))
 
 
 def _linear(rgb):
@@ -71,12 +55,11 @@ _HILL_COLORS = (
 )
 
 
-def _pair(key, table, jitter=0.12):
+def _pair(draw, table, jitter=0.12):
     """A pair of colours [2, 3] from `table`, jittered together, in random order."""
-    keys = jax.random.split(key, 3)
-    pair = _linear(table)[jax.random.randint(keys[0], (), 0, len(table))]
-    pair = jnp.where(jax.random.bernoulli(keys[1]), pair, pair[::-1])
-    scale = 1.0 + jitter * jax.random.normal(keys[2], (1, 3))
+    pair = _linear(table)[draw.index(len(table))]
+    pair = jnp.where(draw.bernoulli(), pair, pair[::-1])
+    scale = 1.0 + jitter * draw.normal((1, 3))
     return jnp.clip(pair * jnp.clip(scale, 0.6, 1.5), 0.01, 0.95)
 
 
@@ -85,55 +68,55 @@ _PATTERN_WEIGHTS = (0.22, 0.13, 0.15, 0.2, 0.1, 0.1, 0.1)
 
 def sample_material(key, room) -> Material:
     """Materials of every slot, the ground and the walls (`room`) or hills (not `room`)."""
-    keys = iter(jax.random.split(key, 32))
+    draw = Draws(key, 1024)
     rows = NUM_SLOTS + 2
     # objects: hues gather around two scene hues, so that a scene has a palette
-    anchors = uniform(next(keys), 0.0, 1.0, (2,))
-    hue = anchors[jax.random.randint(next(keys), (rows,), 0, 2)]
-    hue = jnp.mod(hue + 0.08 * jax.random.normal(next(keys), (rows,)), 1.0)
-    saturation = uniform(next(keys), 0.1, 0.85, (rows,))
-    value = uniform(next(keys), 0.3, 0.92, (rows,))
+    anchors = draw.uniform(0.0, 1.0, (2,))
+    hue = anchors[draw.index(2, (rows,))]
+    hue = jnp.mod(hue + 0.08 * draw.normal((rows,)), 1.0)
+    saturation = draw.uniform(0.1, 0.85, (rows,))
+    value = draw.uniform(0.3, 0.92, (rows,))
     color_a = _hsv(hue, saturation, value)
-    style = jax.random.randint(next(keys), (rows,), 0, 4)
+    style = draw.index(4, (rows,))
     hue_b = jnp.mod(hue + jnp.where(style == 0, 0.45, 0.06), 1.0)
     saturation_b = jnp.where(style == 1, 0.08, saturation * 0.8)
     value_b = jnp.where(style == 1, 0.93, jnp.where(value > 0.6, value * 0.5, value + 0.4))
     color_b = _hsv(hue_b, saturation_b, value_b)
 
-    pattern = choose(next(keys), range(textures.NUM_PATTERNS), _PATTERN_WEIGHTS, (rows,))
-    frequency = jnp.exp(uniform(next(keys), jnp.log(1.0), jnp.log(5.0), (rows,)))
+    pattern = draw.choice(_PATTERN_WEIGHTS, (rows,))
+    frequency = jnp.exp(draw.uniform(jnp.log(1.0), jnp.log(5.0), (rows,)))
     frequency = jnp.where(jnp.asarray(BACKDROP + (False, False)), frequency * 0.25, frequency)
-    direction = jnp.eye(3)[jax.random.randint(next(keys), (rows,), 0, 3)]
-    skew = 0.7 * unit(next(keys), (rows, 3))
-    oblique = jax.random.bernoulli(next(keys), 0.4, (rows, 1))
+    direction = jnp.eye(3)[draw.index(3, (rows,))]
+    skew = 0.7 * draw.unit((rows, 3))
+    oblique = draw.bernoulli(0.4, (rows, 1))
     direction = jnp.where(oblique, direction + skew, direction)
     direction = direction / jnp.sqrt(jnp.sum(direction**2, axis=-1, keepdims=True))
-    grain = uniform(next(keys), 0.05, 0.3, (rows,))
-    gain = uniform(next(keys), 0.35, 0.7, (rows,))
-    warp = jnp.where(jax.random.bernoulli(next(keys), 0.5, (rows,)), 0.0, 0.25)
-    glossy = jax.random.bernoulli(next(keys), 0.45, (rows,))
-    gloss = jnp.where(glossy, uniform(next(keys), 0.1, 0.5, (rows,)), 0.0)
-    shift = uniform(next(keys), -50.0, 50.0, (rows, 3))
+    grain = draw.uniform(0.05, 0.3, (rows,))
+    gain = draw.uniform(0.35, 0.7, (rows,))
+    warp = jnp.where(draw.bernoulli(0.5, (rows,)), 0.0, 0.25)
+    glossy = draw.bernoulli(0.45, (rows,))
+    gloss = jnp.where(glossy, draw.uniform(0.1, 0.5, (rows,)), 0.0)
+    shift = draw.uniform(-50.0, 50.0, (rows, 3))
 
-    ground = _pair(next(keys), _GROUND_COLORS)
+    ground = _pair(draw, _GROUND_COLORS)
     outside = (0.05, 0.05, 0.05, 0.55, 0.0, 0.1, 0.2)
     inside = (0.12, 0.22, 0.18, 0.13, 0.05, 0.1, 0.2)
     weights = jnp.where(room, jnp.asarray(inside), jnp.asarray(outside))
-    ground_pattern = choose(next(keys), range(textures.NUM_PATTERNS), weights)
-    ground_frequency = jnp.exp(uniform(next(keys), jnp.log(0.4), jnp.log(2.2)))
-    wall = jnp.where(room, _pair(next(keys), _WALL_COLORS), _pair(next(keys), _HILL_COLORS))
+    ground_pattern = draw.choice(weights)
+    ground_frequency = jnp.exp(draw.uniform(jnp.log(0.5), jnp.log(4.0)))
+    wall = jnp.where(room, _pair(draw, _WALL_COLORS), _pair(draw, _HILL_COLORS))
     wall_weights = (0.3, 0.04, 0.22, 0.2, 0.02, 0.02, 0.2)
-    wall_pattern = choose(next(keys), range(textures.NUM_PATTERNS), wall_weights)
+    wall_pattern = draw.choice(wall_weights)
     wall_pattern = jnp.where(room, wall_pattern, textures.NOISE)
-    wall_frequency = jnp.where(room, uniform(next(keys), 0.25, 0.9), 1.0)
+    wall_frequency = jnp.where(room, draw.uniform(0.25, 0.9), 1.0)
     ends = jnp.asarray([GROUND, SURROUND])
     straight = jnp.asarray([[1.0, 0.0, 0.0], [0.7071, 0.7071, 0.0]])
     return Material(
         pattern=pattern.at[ends].set(jnp.stack([ground_pattern, wall_pattern])),
         frequency=frequency.at[ends].set(jnp.stack([ground_frequency, wall_frequency])),
-        gain=gain,
+        gain=gain.at[GROUND].add(0.12),
         warp=warp,
-        grain=grain.at[SURROUND].multiply(0.6),
+        grain=grain.at[ends].set(jnp.stack([0.08 + grain[GROUND], 0.6 * grain[SURROUND]])),
         gloss=gloss.at[ends].set(0.0),
         color_a=color_a.at[ends].set(jnp.stack([ground[0], wall[0]])),
         color_b=color_b.at[ends].set(jnp.stack([ground[1], wall[1]])),
@@ -144,9 +127,9 @@ def sample_material(key, room) -> Material:
 
 def sample_light(key, room) -> Light:
     """Sun, ambient light and sky; indoors the sky colours are not used."""
-    keys = iter(jax.random.split(key, 16))
-    azimuth = uniform(next(keys), 0.0, 2.0 * jnp.pi)
-    elevation = uniform(next(keys), 0.45, 1.2)
+    draw = Draws(key, 1024)
+    azimuth = draw.uniform(0.0, 2.0 * jnp.pi)
+    elevation = draw.uniform(0.45, 1.2)
     sun_direction = jnp.stack(
         [
             jnp.cos(azimuth) * jnp.cos(elevation),
@@ -154,17 +137,17 @@ def sample_light(key, room) -> Light:
             jnp.sin(elevation),
         ]
     )
-    warmth = jax.random.normal(next(keys)) * 0.12 + jnp.where(elevation < 0.65, 0.15, 0.0)
+    warmth = draw.normal() * 0.12 + jnp.where(elevation < 0.65, 0.15, 0.0)
     tint = jnp.stack([1.0 + warmth, jnp.float32(1.0), 1.0 - warmth])
-    overcast = uniform(next(keys), 0.0, 1.0) ** 2
-    sun = (1.75 - 1.1 * overcast) * uniform(next(keys), 0.8, 1.15)
+    overcast = draw.uniform(0.0, 1.0) ** 2
+    sun = (1.75 - 1.1 * overcast) * draw.uniform(0.8, 1.15)
     ambient = 0.42 + 0.4 * overcast
     blue = _hsv(
-        uniform(next(keys), 0.54, 0.63),
-        uniform(next(keys), 0.25, 0.65) * (1.0 - 0.8 * overcast),
-        uniform(next(keys), 0.7, 0.95),
+        draw.uniform(0.54, 0.63),
+        draw.uniform(0.25, 0.65) * (1.0 - 0.8 * overcast),
+        draw.uniform(0.7, 0.95),
     )
-    sunset = jax.random.bernoulli(next(keys), 0.2)
+    sunset = draw.bernoulli(0.2)
     pale = _hsv(jnp.where(sunset, 0.07, 0.57), jnp.where(sunset, 0.35, 0.1), 0.93)
     ambient_tint = jnp.where(room, 0.7 + 0.3 * tint, 0.8 + 0.35 * blue / jnp.max(blue) - 0.15)
     return Light(
@@ -173,7 +156,7 @@ def sample_light(key, room) -> Light:
         ambient=ambient * ambient_tint,
         sky_zenith=blue,
         sky_horizon=pale,
-        clouds=jnp.where(jax.random.bernoulli(next(keys), 0.75), 1.0, 0.0) * (0.4 + 0.6 * overcast),
-        hill_height=uniform(next(keys), 0.04, 0.2),
-        hill_phase=uniform(next(keys), 0.0, 2.0 * jnp.pi, (3,)),
+        clouds=jnp.where(draw.bernoulli(0.75), 1.0, 0.0) * (0.4 + 0.6 * overcast),
+        hill_height=draw.uniform(0.04, 0.2),
+        hill_phase=draw.uniform(0.0, 2.0 * jnp.pi, (3,)),
     )

@@ -89,16 +89,21 @@ def blend(material, coordinates, flat, footprint):
     pattern = material["pattern"]
     wx, wy, wz = (2.0 * _square_wave(c * 0.5, width * 0.5) - 1.0 for c in (x, y, z))
     checker = 0.5 + 0.5 * wx * wy * wz
-    stripes = _square_wave(along + material["warp"] * noise, width)
-    marble = 0.5 + 0.5 * jnp.sin(4.0 * along + 5.0 * noise)
+    warp = material["warp"]
+    stripes = _square_wave(along + warp * noise, width * (1.0 + 2.0 * warp))
+    veins = jnp.clip(1.7 - 3.5 * width, 0.0, 1.0)  # the noise bends them to several times `along`
+    marble = 0.5 + 0.5 * veins * jnp.sin(3.0 * along + 4.0 * noise)
     centre = tuple(c - jnp.floor(c) - 0.5 for c in (x, y, z))
     radius = jnp.sqrt(centre[0] ** 2 + centre[1] ** 2 + centre[2] ** 2)
     edge = jnp.maximum(width, 0.05)
     dots = jnp.clip(0.5 + (0.33 - radius) / edge, 0.0, 1.0)
-    dots = 0.3 + (dots - 0.3) * jnp.clip(1.7 - 1.8 * width, 0.0, 1.0)
+    plane = jnp.maximum(jnp.maximum(flat[0], flat[1]), flat[2])
+    mean = 0.15 + 0.19 * plane  # the share of a ball in a cell, of a disc in a face
+    dots = mean + (dots - mean) * jnp.clip(1.7 - 1.8 * width, 0.0, 1.0)
     grout = jnp.maximum(jnp.maximum(jnp.abs(centre[0]), jnp.abs(centre[1])), jnp.abs(centre[2]))
     tiles = jnp.clip(0.5 + (grout - 0.46) / edge, 0.0, 1.0)
-    tiles = 0.1 + (tiles - 0.1) * jnp.clip(1.7 - 1.8 * width, 0.0, 1.0)
+    mean = 0.22 - 0.07 * plane
+    tiles = mean + (tiles - mean) * jnp.clip(1.7 - 1.8 * width, 0.0, 1.0)
     h = [_cell(jnp.floor(c), p) for c, p in zip((x, y, z), _PRIMES, strict=True)]
     tint = _hash(h[0] ^ h[1] ^ h[2])
     tint = 0.5 + (tint - 0.5) * jnp.clip(1.5 - 1.5 * width, 0.0, 1.0)

@@ -1,0 +1,192 @@
+"""The tuning step and loop: gradients, reuse of the spatial LoRA, descent, resuming after kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recapture_jax import sharding
+from recapture_jax.errors import InputError
+from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.lora import tree as lora_tree
+from recapture_jax.tuning import loop
+from recapture_jax.tuning.step import AnchorData, Settings, SourceData, init_state, make_loss, make_step
+
+T, H, W, C = 3, 4, 6, 4
+
+
+def conditioning(batch, frames, seed):
+    rng = np.random.default_rng(seed)
+    return Conditioning(
+        context=jnp.asarray(rng.standard_normal((batch, 1, 16), dtype=np.float32)),
+        latents=jnp.asarray(rng.standard_normal((batch, frames, H, W, C), dtype=np.float32)),
+        added_time_ids=jnp.tile(jnp.array([[6.0, 127.0, 0.02]]), (batch, 1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    mask = rng.random((1, T, H, W)) < 0.7
+    latents = rng.standard_normal((1, T, H, W, C)).astype(np.float32)
+    source = rng.standard_normal((2, T, H, W, C)).astype(np.float32)
+    return {
+        "anchor": AnchorData(jnp.asarray(latents), jnp.asarray(mask), conditioning(1, T, 1)),
+        "source": SourceData(jnp.asarray(source), conditioning(2, 1, 2)),
+    }
+
+
+def loras(params, kinds=("spatial", "temporal"), rank=2):
+    made = {}
+    for i, kind in enumerate(kinds):
+        lora = lora_tree.init(jax.random.key(i), params["unet"], kind, rank)
+        rng = np.random.default_rng(i)
+        made[kind] = {
+            path: {"a": d["a"], "b": jnp.asarray(0.1 * rng.standard_normal(d["b"].shape), jnp.float32)}
+            for path, d in lora.items()
+        }
+    return made
+
+
+def gradient(tiny_model, settings, trained, lora, frozen, data):
+    loss = make_loss(tiny_model.network, settings, trained)
+    grad = jax.jit(jax.grad(loss, has_aux=True))
+    return grad(lora, frozen, tiny_model.params["unet"], data, jax.random.key(5))
+
+
+@pytest.fixture(scope="module")
+def joint(tiny_model, tiny_params, data):
+    """(gradients, losses) of the joint step."""
+    return gradient(tiny_model, Settings(), ("spatial", "temporal"), loras(tiny_params), {}, data)
+
+
+def test_each_lora_learns_from_its_own_loss_only(tiny_model, tiny_params, data, joint):
+    """The joint gradient is that of the two losses taken apart: stop_gradient separates them."""
+    both = loras(tiny_params)
+    for kind, other in (("spatial", "temporal"), ("temporal", "spatial")):
+        alone, losses = gradient(tiny_model, Settings(), (kind,), {kind: both[kind]}, {other: both[other]}, data)
+        for a, b in zip(jax.tree.leaves(alone[kind]), jax.tree.leaves(joint[0][kind]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+            assert np.abs(a).max() > 0
+        np.testing.assert_allclose(losses[kind], joint[1][kind], rtol=1e-5)
+
+
+def test_masked_latents_have_exactly_no_gradient(tiny_model, tiny_params, data):
+    """Neither the loss nor any delta depends on what the *target* says where the mask is False."""
+    from recapture_jax.diffusion import edm
+    from recapture_jax.lora.adapter import adapters
+    from recapture_jax.tuning.losses import v_loss
+
+    anchor, lora = data["anchor"], loras(tiny_params)["temporal"]
+
+    def loss(lora, target):
+        sigma, noise = jnp.array([1.3]), jnp.ones_like(anchor.latents)
+        with adapters(lora):
+            network = tiny_model.network(tiny_model.params["unet"])
+            prediction = edm.predict_v(network, anchor.latents, sigma, anchor.cond)
+        return v_loss(prediction, target, noise, sigma, anchor.mask), prediction
+
+    def of_prediction(prediction):
+        return v_loss(prediction, anchor.latents, jnp.ones_like(prediction), jnp.array([1.3]), anchor.mask)
+
+    grad = jax.jit(jax.grad(lambda lora, t: loss(lora, t)[0]))
+    clean = grad(lora, anchor.latents)
+    spoiled = grad(lora, jnp.where(anchor.mask[..., None], anchor.latents, jnp.nan))
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(spoiled), strict=True):
+        np.testing.assert_array_equal(a, b)
+    at_prediction = jax.grad(of_prediction)(anchor.latents)
+    assert (np.asarray(at_prediction)[~np.asarray(anchor.mask)] == 0).all()
+    assert (np.asarray(at_prediction)[np.asarray(anchor.mask)] != 0).any()
+
+
+def run(tiny_model, tiny_params, data, steps, trained=("temporal",), settings=None, frozen=None, **options):
+    settings = settings or Settings(learning_rate=5e-3)
+    lora = {k: lora_tree.init(jax.random.key(3), tiny_params["unet"], k, 2) for k in trained}
+    step = make_step(tiny_model.network, settings, trained, seed=0)
+    return loop.fit(
+        step,
+        init_state(lora, settings),
+        frozen or {},
+        tiny_model.params["unet"],
+        data,
+        steps=steps,
+        mesh=sharding.make_mesh(1),
+        label="test",
+        **options,
+    )
+
+
+def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, tiny_params, data):
+    """What allows the stage cache to reuse a spatial LoRA for another camera path."""
+    together, _ = run(tiny_model, tiny_params, data, 3, ("spatial", "temporal"))
+    alone, _ = run(tiny_model, tiny_params, data, 3, ("spatial",))
+    for a, b in zip(
+        jax.tree.leaves(together["lora"]["spatial"]), jax.tree.leaves(alone["lora"]["spatial"]), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_tuning_lowers_the_masked_loss(tiny_model, tiny_params, data):
+    state, record = run(tiny_model, tiny_params, data, 60)
+    loss = make_loss(tiny_model.network, Settings(draws=8), ("temporal",))
+    value = jax.jit(lambda lora: loss(lora, {}, tiny_model.params["unet"], data, jax.random.key(99))[0])
+    before = lora_tree.init(jax.random.key(3), tiny_params["unet"], "temporal", 2)
+    assert float(value(state["lora"])) < 0.9 * float(value({"temporal": before}))
+    assert record["steps_per_second"] > 0
+
+
+def test_non_finite_loss_stops_with_one_line(tiny_model, tiny_params, data):
+    bad = dict(data)
+    anchor = data["anchor"]
+    bad["anchor"] = AnchorData(anchor.latents * jnp.inf, anchor.mask, anchor.cond)
+    with pytest.raises(InputError, match="not finite at step 1") as error:
+        run(tiny_model, tiny_params, bad, 3)
+    assert "\n" not in str(error.value)
+
+
+_CHILD = """
+import sys, pathlib
+sys.path[:0] = {paths!r}
+import conftest, jax, numpy as np
+import test_tuning as t
+from tiny import random_params, video_model
+from recapture_jax.checkpoints import TrainCheckpoints
+params = random_params()
+rng = np.random.default_rng(0)
+data = t.data.__wrapped__() if hasattr(t.data, "__wrapped__") else t.data.__pytest_wrapped__.obj()
+with TrainCheckpoints(pathlib.Path(sys.argv[1]), 1, 2) as checkpoints:
+    state, _ = t.run(video_model(params), params, data, 40, checkpoints=checkpoints, checkpoint_every=5)
+flat = {{"/".join(map(str, k)): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(state["lora"])[0]}}
+np.savez(sys.argv[2], **flat)
+"""
+
+
+def test_killed_and_resumed_run_gives_the_same_lora(tmp_path):
+    """kill -9 at a random step; the resumed run ends bit for bit where an uninterrupted one does."""
+    here = os.path.dirname(__file__)
+    script = tmp_path / "child.py"
+    script.write_text(_CHILD.format(paths=[os.path.dirname(here), here]))
+
+    def start(folder, out):
+        return subprocess.Popen([sys.executable, str(script), str(tmp_path / folder), str(tmp_path / out)])
+
+    assert start("whole", "whole.npz").wait() == 0
+    child = start("killed", "killed.npz")
+    deadline = time.time() + 120
+    while not list((tmp_path / "killed").glob("[0-9]*")) and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.1))
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "killed.npz").exists()
+    assert start("killed", "killed.npz").wait() == 0
+    whole, resumed = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
+    assert set(whole.files) == set(resumed.files)
+    for name in whole.files:
+        np.testing.assert_array_equal(whole[name], resumed[name])
