@@ -45,7 +45,7 @@ CONFIG = {
 
 def random_params() -> dict:
     """All components, every parameter moved off its initial value so that no layer is an identity."""
-    params = {name: zoo.init_params(name, CONFIG, jax.random.key(i)) for i, name in enumerate(zoo.COMPONENTS)}
+    params = {name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(zoo.COMPONENTS)}
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), params)
 

@@ -28,7 +28,7 @@ def reconstruction_loss(vae: VAE, params: dict, key: jax.Array, batch: dict) -> 
 
 def train(workdir: pathlib.Path, frames: np.ndarray, steps: int, minutes: float) -> dict:
     vae = zoo.build(CONFIG).vae
-    params = zoo.init_params("vae", CONFIG, jax.random.key(1))
+    params = zoo.init_params("vae", CONFIG, 1)
 
     def batch(step: int) -> dict:
         rng = np.random.default_rng((7, step))

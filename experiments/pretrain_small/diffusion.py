@@ -105,11 +105,11 @@ def train(
 ) -> dict:
     networks = zoo.build(CONFIG)
     params = {
-        name: zoo.init_params(name, CONFIG, jax.random.key(i))
+        name: zoo.init_params(name, CONFIG, i)
         for i, name in enumerate(("unet", "image_encoder"))
     }
     # A network that starts by predicting zero loses less to its first thousand steps.
-    params["unet"]["conv_out"]["kernel"] = jnp.zeros_like(params["unet"]["conv_out"]["kernel"])
+    params["unet"]["conv_out"]["kernel"] = np.zeros_like(params["unet"]["conv_out"]["kernel"])
 
     def batch(step: int) -> dict:
         rng = np.random.default_rng((11, step))

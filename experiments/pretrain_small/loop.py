@@ -34,6 +34,7 @@ def train(
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule(learning_rate, steps), weight_decay=1e-4)
     )
+    params = jax.tree.map(jnp.asarray, params)
     ema = jax.tree.map(jnp.copy, params)  # donated with the rest: no shared buffers
     state = {"params": params, "ema": ema, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
     path = workdir / f"{name}_state.npz"

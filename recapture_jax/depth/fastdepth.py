@@ -70,7 +70,6 @@ def load_params(path: Path) -> dict:
     Raises:
         InputError: the file is missing or damaged, or its arrays are not those of the network.
     """
-    from flax.traverse_util import flatten_dict, unflatten_dict
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -79,14 +78,16 @@ def load_params(path: Path) -> dict:
         flat = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"FastDepth weights {path} cannot be read ({error}); {remedy}") from None
-    wanted = {k: (v.shape, v.dtype) for k, v in flatten_dict(abstract_params(), sep="/").items()}
+    leaves, structure = jax.tree.flatten_with_path(abstract_params())
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    wanted = {k: (v.shape, v.dtype) for k, (_, v) in zip(names, leaves, strict=True)}
     found = {k: (v.shape, v.dtype) for k, v in flat.items()}
     if wanted != found:
         wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         raise InputError(
             f"{path}: {len(wrong)} arrays are not those of FastDepth, such as {wrong[0]}; {remedy}"
         )
-    return unflatten_dict(flat, sep="/")
+    return jax.tree.unflatten(structure, [flat[name] for name in names])
 
 
 @jax.jit

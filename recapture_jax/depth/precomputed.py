@@ -1,7 +1,8 @@
 """Depth that the user brings: from any network, a sensor or a renderer.
 
-Read are `.npz` (key `depth` or `depths`, or the only array), `.npy`, and a folder of 16-bit PNG, one
-per frame in the order of the numbers in their names. What the numbers mean is stated, not guessed:
+Read are `.npz` (key `depth` or `depths`, or the only array), `.npy`, and a folder of 16-bit PNG,
+one per frame in the order of the numbers in their names. What the values mean is stated, not
+guessed:
 
     metric      value * scale is plane depth in metres
     relative    value * scale is plane depth up to one factor for the whole clip
@@ -103,16 +104,17 @@ def _read(path: Path, encoding: str, num_frames: int) -> np.ndarray:
     if path.suffix.lower() not in (".npz", ".npy"):
         raise InputError(f"depth {path} is of an unknown format; {_FORMATS}")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _checked(path, loaded)
-        with loaded:
-            return _checked(path, loaded[_key(path, loaded.files)])
+        with open(path, "rb") as file:  # opened here: numpy leaves a broken archive open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return _checked(path, loaded)
+            with loaded:
+                return _checked(path, loaded[_key(path, loaded.files)])
     except InputError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
         raise InputError(
-            f"depth {path} cannot be read ({error}); write it anew with numpy.savez(path, depth=...)"
+            f"depth {path} cannot be read ({error}); write it with numpy.savez(path, depth=...)"
         ) from None
     except Exception as error:  # zlib.error and the like, from a damaged archive
         raise InputError(f"depth {path} is damaged ({error}); write it anew") from None
@@ -125,7 +127,9 @@ def _key(path: Path, names: list[str]) -> str:
     if len(names) == 1:
         return names[0]
     listed = ", ".join(names[:6]) or "nothing"
-    raise InputError(f"{path} holds {listed}; expected an array called depth or depths, or only one")
+    raise InputError(
+        f"{path} holds {listed}; expected an array called depth or depths, or only one"
+    )
 
 
 def _checked(path: Path, array: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ class FastDepthNet(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         if images.ndim != 4 or images.shape[3] != 3 or any(n % STRIDE for n in images.shape[1:3]):
             raise ValueError(
-                f"FastDepth got {images.shape}, expected [B, H, W, 3], H and W multiples of {STRIDE}"
+                f"FastDepth got {images.shape}, expected [B, H, W, 3] with sides of {STRIDE} n"
             )
         x = _Layer(STEM, 3, 2, ceiling=6.0, name="stem")(images)
         encoded = {}

@@ -200,23 +200,19 @@ def _environment(scene, point):
 def _shade(scene, maps, origin, direction, pixel):
     """Linear colour (three [P]) of camera rays; `pixel` is a ray's width at unit depth."""
     light = scene.light
-    # barriers between stages: otherwise the CPU compiler fuses across them and repeats the work
     depth, index, axis = _cast(scene, maps, origin, direction)
     point = tuple(o + depth * d for o, d in zip(origin, direction, strict=True))
-    surface = _surface(scene, maps, point, index, axis)
-    material, (color_a, color_b), local, normal, flat = lax.optimization_barrier(surface)
+    material, (color_a, color_b), local, normal, flat = _surface(scene, maps, point, index, axis)
     view = normalize(direction)
     facing = jnp.clip(-dot(normal, view), 0.02, 1.0)
     footprint = pixel * depth * lax.rsqrt(facing)
 
     around = (index == SURROUND) & jnp.logical_not(scene.room)
-    sky, sky_z, dome = lax.optimization_barrier(_environment(scene, point))
+    sky, sky_z, dome = _environment(scene, point)
     sky = sky & around
     local = tuple(jnp.where(around, e, c) for e, c in zip(dome, local, strict=True))
     footprint = jnp.where(around, pixel * 9.0, footprint)
-    local, footprint = lax.optimization_barrier((local, footprint))
-    texture = textures.blend(material, local, flat, footprint)
-    mix, noise, tint = lax.optimization_barrier(texture)
+    mix, noise, tint = textures.blend(material, local, flat, footprint)
 
     lit, open_sky = _sun_and_occlusion(scene, maps, point, normal, index)
     sun = tuple(light.sun_direction[i] for i in range(3))

@@ -27,9 +27,9 @@ from diffusers.pipelines.stable_video_diffusion import (  # noqa: E402
 )
 from torch_params import flax_from_torch, randomise, rel_error  # noqa: E402
 
-# diffusers' form of the Euler step alone may lose a few 1e-5 (see test_euler_diffusers).
-TOLERANCE = 1e-4
-FRAMES, HEIGHT, WIDTH, STEPS = 3, 64, 96, 25
+# 3e-6 measured. Single steps agree to 1e-6 only: diffusers' form of Euler rounds more than ours.
+TOLERANCE = 2e-5
+FRAMES, HEIGHT, WIDTH, STEPS = 3, 32, 48, 25
 UNET = dict(
     in_channels=8,
     out_channels=4,
@@ -104,7 +104,7 @@ def model(pipe):
 def request_():
     """What both sides are asked for; the image is bytes, so that neither rounds it."""
     rng = np.random.default_rng(0)
-    coarse = PIL.Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+    coarse = PIL.Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
     noise = rng.standard_normal((1, FRAMES, HEIGHT // 4, WIDTH // 4, 4), dtype=np.float32)
     return {
         "image": coarse.resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC),
