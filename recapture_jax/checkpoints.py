@@ -142,6 +142,31 @@ def restore_tree(path: str | Path, abstract_tree: Any) -> Any:
             raise _damaged(path, error) from error
 
 
+def restore_safetensors(path: str | Path, abstract_tree: Any) -> Any:
+    """Reads one safetensors file whose names are the tree's '/'-joined paths.
+
+    Args:
+        path: the file.
+        abstract_tree: as for `restore_tree`; dtypes of floats may differ.
+
+    Returns:
+        The same structure with numpy leaves in the dtypes of the file.
+
+    Raises:
+        InputError: the file is missing or damaged, or names or shapes differ (listed with + and -).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore the file") from None
+    _check(Path(path), stored, abstract_tree)
+    names = list(_by_name(abstract_tree))
+    return jax.tree.unflatten(jax.tree.structure(abstract_tree), [stored[name] for name in names])
+
+
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = str(error)[:200]
     return InputError(f"checkpoint {path} is damaged ({reason}); write it again")

@@ -5,10 +5,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from recapture_jax.checkpoints import restore_tree
+from recapture_jax.checkpoints import restore_safetensors, restore_tree
 from recapture_jax.errors import InputError
 from recapture_jax.models import zoo
 from recapture_jax.stages.video_model import VideoModel
@@ -47,34 +45,11 @@ def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoMo
         networks = zoo.build(config, dtype, **unet_options)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / 'config.json'}: {error}") from None
-    params = {}
+    shapes = {name: zoo.abstract_params(name, config) for name in zoo.COMPONENTS}
     single = path / "model.safetensors"
-    stored = _read_safetensors(single) if single.exists() else None
-    for name in zoo.COMPONENTS:
-        shapes = zoo.abstract_params(name, config)
-        if stored is not None:
-            params[name] = _fit(single, name, stored.get(name, {}), shapes)
-        else:
-            params[name] = restore_tree(path / name, shapes)
+    if single.exists():
+        params = restore_safetensors(single, shapes)
+    else:
+        params = {name: restore_tree(path / name, shapes[name]) for name in zoo.COMPONENTS}
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     return VideoModel(networks, params, config)
-
-
-def _read_safetensors(path: pathlib.Path) -> dict:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return unflatten_dict(load_file(path), sep="/")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): restore the file") from None
-
-
-def _fit(path: pathlib.Path, name: str, stored: dict, shapes: dict) -> dict:
-    """The stored tree, checked against the shapes the networks expect."""
-    have = {k: np.shape(v) for k, v in flatten_dict(stored, sep="/").items()}
-    want = {k: v.shape for k, v in flatten_dict(shapes, sep="/").items()}
-    if have != want:
-        wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
-        raise InputError(f"{path}: {len(wrong)} parameters of {name} do not fit config.json, such as {wrong[0]}")
-    return stored

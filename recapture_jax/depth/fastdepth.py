@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.assets import asset_path
+from recapture_jax.checkpoints import restore_safetensors
 from recapture_jax.depth.base import DepthMap, check_frames
 from recapture_jax.errors import InputError
 from recapture_jax.models.fastdepth import FastDepthNet, abstract_params
@@ -70,24 +71,7 @@ def load_params(path: Path) -> dict:
     Raises:
         InputError: the file is missing or damaged, or its arrays are not those of the network.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    remedy = "restore it or convert it anew with `python -m converters.fastdepth`"
-    try:
-        flat = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"FastDepth weights {path} cannot be read ({error}); {remedy}") from None
-    leaves, structure = jax.tree.flatten_with_path(abstract_params())
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    wanted = {k: (v.shape, v.dtype) for k, (_, v) in zip(names, leaves, strict=True)}
-    found = {k: (v.shape, v.dtype) for k, v in flat.items()}
-    if wanted != found:
-        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise InputError(
-            f"{path}: {len(wrong)} arrays are not those of FastDepth, such as {wrong[0]}; {remedy}"
-        )
-    return jax.tree.unflatten(structure, [flat[name] for name in names])
+    return restore_safetensors(path, abstract_params())
 
 
 @jax.jit
