@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
         return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in --config=configs/orbit.py")
     if _CONFIG.value is None:
         return _refuse("--config is missing: give a file of configs/, as in --config=configs/orbit.py")
+    try:
+        _CONFIG.value["seed"]  # a file that could not be loaded fails on first use
+    except OSError as error:
+        return _refuse(f"the --config file cannot be loaded: {str(error).rpartition('] ')[2]}")
     logging.set_verbosity(logging.WARNING)
     from recapture_jax import pipeline  # after the flags: a usage error should not wait for XLA
 
@@ -42,13 +46,23 @@ def main(argv: list[str]) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.split()), file=sys.stderr)
     return 2
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with one line and our exit code for what it refuses."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # config_flags lets through whatever a configuration file raises
+        # ... and may put a whole traceback into the message, of which the last line counts.
+        message = str(error).rpartition("InputError: ")[2].strip().replace("\\n", " ").replace("\\", "").replace("'", "")
+        sys.exit(_refuse(f"{message} (in the command's --config flags)"))
 
 
 def cli() -> None:
     """Entry point of the `recapture` command."""
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

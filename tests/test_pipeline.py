@@ -1,0 +1,187 @@
+"""The whole run on a random tiny model and a synthetic clip: outputs, cache, refusals, exit codes."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny import write_model
+
+from recapture_jax import pipeline
+from recapture_jax.config import default_config
+from recapture_jax.errors import InputError
+from recapture_jax.lora.export import load_lora
+from recapture_jax.video.clip import Audio
+from recapture_jax.video.read import read_clip
+from recapture_jax.video.write import write_video
+
+T, H, W, FPS = 5, 90, 70, 12.5  # portrait, not a multiple of anything
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory, tiny_params):
+    """A folder with a clip, its depth and the tiny model."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    y, x = np.mgrid[:H, :W]
+    frames = np.stack([np.stack([np.sin((x + 2 * t) / 7), np.cos(y / 9), np.sin((x + y) / 11)], -1) for t in range(T)])
+    sound = np.sin(np.arange(int(48000 * T / FPS)) * 0.05)[:, None].astype(np.float32)
+    write_video(folder / "clip.mp4", (0.5 + 0.4 * frames).astype(np.float32), FPS, Audio(sound, 48000))
+    depth = np.where((x - 35) ** 2 + (y - 45) ** 2 < 300, 2.0, 4.0).astype(np.float32)
+    np.save(folder / "depth.npy", np.repeat(depth[None], 3, axis=0))
+    write_model(folder / "model", tiny_params)
+    return folder
+
+
+def configure(home, root="outputs", moves="orbit right 10", **changes):
+    config = default_config("smoke")
+    config.video.path = str(home / "clip.mp4")
+    config.video.num_frames = 3
+    config.video.short_side = 32
+    config.video.multiple = 16
+    config.depth.estimator = "precomputed"
+    config.depth.path = str(home / "depth.npy")
+    config.model.path = str(home / "model")
+    config.camera.moves = moves
+    config.lora.rank = 2
+    config.tune.steps = 2
+    config.output.root = str(home / root)
+    config.output.compilation_cache = False
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="session")
+def first(home):
+    return pipeline.run(configure(home))
+
+
+def test_leaves_everything_a_run_promises(home, first):
+    names = {p.relative_to(first.folder).as_posix() for p in first.folder.rglob("*") if p.is_file()}
+    assert names == {
+        *("result.mp4", "anchor.mp4", "mask.mp4", "comparison.mp4", "cameras.json", "metrics.jsonl", "run.json"),
+        *("lora/spatial.safetensors", "lora/temporal.safetensors"),
+    }
+    assert first.stages == dict.fromkeys(("depth", "anchor", "spatial", "temporal", "result"), "computed")
+    assert first.folder.name.startswith("clip-orbit-right-10-")
+
+
+def test_result_keeps_fps_duration_aspect_and_sound(home, first):
+    result = read_clip(first.folder / "result.mp4")
+    assert result.num_frames == 3 and result.fps == pytest.approx(FPS)
+    assert result.size == (48, 32)  # 90:70 at short side 32, multiples of 16; the rest is cropped
+    assert result.audio is not None and result.audio.duration == pytest.approx(3 / FPS, abs=0.03)
+
+
+def test_report_and_files_are_readable(first):
+    report = json.loads((first.folder / "run.json").read_text())
+    assert report["seed"] == 0 and report["config"]["camera"]["moves"] == "orbit right 10"
+    assert len(report["hole_share"]) == 3 and report["hole_share"][0] == 0.0 < report["hole_share"][-1] < 0.9
+    assert {"depth", "anchor", "spatial", "temporal", "result"} <= set(report["seconds"])
+    assert np.isfinite(report["tuning"]["temporal"]["last"]["loss_temporal"])
+    cameras = json.loads((first.folder / "cameras.json").read_text())
+    assert len(cameras["camera_path"]) == 3
+    np.testing.assert_allclose(
+        np.reshape(cameras["camera_path"][0]["camera_to_world"], (4, 4)), np.diag([1, -1, -1, 1]), atol=1e-6
+    )
+    for kind in ("spatial", "temporal"):
+        assert all(np.abs(d["b"]).max() > 0 for d in load_lora(first.folder / f"lora/{kind}.safetensors").values())
+    lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in lines] == [(s, n) for s in ("spatial", "temporal") for n in (1, 2)]
+
+
+def test_repeated_run_does_nothing(home, first):
+    before = sorted(home.rglob("*"))
+    again = pipeline.run(configure(home))
+    assert again.stages == {"run": "cached"} and again.folder.samefile(first.folder)
+    assert sorted(home.rglob("*")) == before
+
+
+def test_another_move_reuses_depth_and_spatial_lora(home, first):
+    other = pipeline.run(configure(home, moves="static"))
+    assert other.stages["depth"] == other.stages["spatial"] == "cached"
+    assert other.stages["anchor"] == other.stages["temporal"] == other.stages["result"] == "computed"
+    source, anchor = (read_clip(home / "clip.mp4", 3), read_clip(other.folder / "anchor.mp4"))
+    assert json.loads((other.folder / "run.json").read_text())["hole_share"] == [0.0] * 3
+    assert source.num_frames == anchor.num_frames
+    mask = read_clip(other.folder / "mask.mp4").frames
+    assert mask.min() > 0.98
+
+
+def test_same_seed_gives_the_same_bits_without_the_cache(home, first):
+    again = pipeline.run(configure(home, root="elsewhere"))
+    a, b = ((p.folder / "result.mp4").read_bytes() for p in (first, again))
+    assert a == b
+
+
+def test_deeper_change_is_not_taken_from_the_cache(home, first):
+    config = configure(home)
+    config.generate.sdedit_sigma = 0.0
+    result = pipeline.run(config)
+    assert result.stages["result"] == "computed" and result.stages["anchor"] == "cached"
+
+
+BAD_RUNS = [
+    ({"video.path": "missing.mp4"}, "missing.mp4"),
+    ({"video.num_frames": 50}, "5 frames"),
+    ({"video.start": 4}, "lower num_frames, start or stride"),
+    ({"video.multiple": 12}, "multiple of 8"),
+    ({"model.path": "no_such_model"}, "converters.svd"),
+    ({"depth.path": "no_depth.npy"}, "no_depth.npy"),
+    ({"camera.moves": "pan right 170"}, "smaller move"),
+    ({"mesh.data": 4096}, "devices"),
+    ({"output.name": "taken"}, "exists"),
+]
+
+
+@pytest.mark.parametrize("changes, says", BAD_RUNS, ids=[next(iter(c)) + f"-{i}" for i, (c, _) in enumerate(BAD_RUNS)])
+def test_bad_run_is_refused_and_leaves_nothing(home, tmp_path, changes, says):
+    (home / "refused" / "taken").mkdir(parents=True, exist_ok=True)
+    before = {p for p in (home / "refused").rglob("*") if "cache" not in p.parts}
+    with pytest.raises(InputError) as error:
+        pipeline.run(configure(home, root="refused", **changes))
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert {p for p in (home / "refused").rglob("*") if "cache" not in p.parts} == before
+
+
+def test_full_disk_leaves_no_half_written_output(home, first, monkeypatch):
+    """The stages are cached already; writing the outputs fails at the last file."""
+    config = configure(home)
+    config.output.name = "no-room"
+    config.output.root, config.output.cache = str(home / "full"), str(home / "outputs" / "cache")
+    config.generate.motion_bucket = 127
+    config.tune.checkpoint_every = 1  # another key, so that the run is not simply found done
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "run.json")
+
+    monkeypatch.setattr(pipeline, "nerfstudio_camera_path", full)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline.run(config)
+    assert not list((home / "full").glob("*"))
+
+
+def call(*arguments):
+    command = [sys.executable, "-m", "recapture_jax.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ((), "--config is missing"),
+        (("--config=configs/orbit.py:huge",), "small, smoke, svd, svd_xt"),
+        (("--config=configs/orbit.py", "--config.tune.stepps=3"), "steps"),
+        (("--config=configs/nothing.py",), "nothing.py"),
+        (("--config=configs/orbit.py", "--config.video.path=nowhere.mp4"), "nowhere.mp4"),
+    ],
+    ids=["no-config", "variant", "typo", "no-file", "no-video"],
+)
+def test_command_line_refuses_with_exit_code_2(arguments, says):
+    done = call(*arguments)
+    assert done.returncode == 2, done.stderr
+    message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(message) == 1 and says in message[0]
+    assert "Traceback" not in done.stderr
