@@ -35,7 +35,9 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "convert": ["onnx>=1.16"],  # only for converters.fastdepth; SVD's converter needs nothing more
+        "convert": [
+            "onnx>=1.16"
+        ],  # only for converters.fastdepth; SVD's converter needs nothing more
         "test": [
             "accelerate>=1.0",
             "diffusers==0.42.1",

@@ -40,7 +40,9 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     video.stride = 1  # take every n-th frame
     video.num_frames = 0  # 0: what the model was trained on
     video.short_side = 96  # pixels of the shorter side the model works at
-    video.multiple = 32  # both sides become multiples of this; the aspect is kept, edges are cropped
+    video.multiple = (
+        32  # both sides become multiples of this; the aspect is kept, edges are cropped
+    )
 
     config.camera = camera = ml_collections.ConfigDict()
     camera.moves = "static"  # the move language of camera/moves.py
@@ -188,7 +190,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if value not in allowed:
             close = difflib.get_close_matches(str(value), allowed, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"config.{field}={value!r}: expected one of {', '.join(allowed)}{hint}")
+            raise InputError(
+                f"config.{field}={value!r}: expected one of {', '.join(allowed)}{hint}"
+            )
     for field, (low, high) in _RANGES.items():
         value = get(config, field)
         if not math.isfinite(value) or not low <= value <= high:
@@ -201,7 +205,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.mesh.data == 0:
         raise InputError("config.mesh.data=0: expected a number of devices, or -1 for all")
     if config.depth.estimator == "precomputed" and not config.depth.path:
-        raise InputError("config.depth.path is empty: --config.depth.estimator=precomputed needs the depth file")
+        raise InputError(
+            "config.depth.path is empty: --config.depth.estimator=precomputed needs the depth file"
+        )
     moves.parse_moves(config.camera.moves)
     targets.patterns(config.lora.spatial_targets)
     targets.patterns(config.lora.temporal_targets)

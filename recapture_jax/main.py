@@ -12,15 +12,21 @@ from ml_collections import config_flags
 from recapture_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file; see configs/. A variant follows a colon: configs/orbit.py:svd_xt."
+    "config",
+    None,
+    "Configuration file; see configs/. A variant follows a colon: configs/orbit.py:svd_xt.",
 )
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in --config=configs/orbit.py")
+        return _refuse(
+            f"unexpected argument {argv[1]!r}: options start with --, as in --config=configs/orbit.py"
+        )
     if _CONFIG.value is None:
-        return _refuse("--config is missing: give a file of configs/, as in --config=configs/orbit.py")
+        return _refuse(
+            "--config is missing: give a file of configs/, as in --config=configs/orbit.py"
+        )
     try:
         _CONFIG.value["seed"]  # a file that could not be loaded fails on first use
     except OSError as error:
@@ -36,10 +42,16 @@ def main(argv: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = f" on the disk of {error.filename}" if error.filename else ""
-        print(f"error: no space left{where}; free some and run again, finished stages are kept", file=sys.stderr)
+        print(
+            f"error: no space left{where}; free some and run again, finished stages are kept",
+            file=sys.stderr,
+        )
         return 3
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     print(result.folder / "result.mp4")
     return 0
@@ -56,7 +68,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except Exception as error:  # config_flags lets through whatever a configuration file raises
         # ... and may put a whole traceback into the message, of which the last line counts.
-        message = str(error).rpartition("InputError: ")[2].strip().replace("\\n", " ").replace("\\", "").replace("'", "")
+        message = (
+            str(error)
+            .rpartition("InputError: ")[2]
+            .strip()
+            .replace("\\n", " ")
+            .replace("\\", "")
+            .replace("'", "")
+        )
         sys.exit(_refuse(f"{message} (in the command's --config flags)"))
 
 

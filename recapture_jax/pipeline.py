@@ -33,11 +33,12 @@ from recapture_jax.stages import generate as generate_stage
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.video import resize
-from recapture_jax.video.clip import Clip
 from recapture_jax.video.read import read_clip
 from recapture_jax.video.write import side_by_side, write_video
 
-_SOURCE_PIXELS = 2**18  # a clip is read at no less than this before it is fitted to the model's size
+_SOURCE_PIXELS = (
+    2**18
+)  # a clip is read at no less than this before it is fitted to the model's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,11 @@ class _Run:
         self.config = config
         self.groups = plain(config)
         self.root = pathlib.Path(config.output.root).expanduser()
-        folder = pathlib.Path(config.output.cache).expanduser() if config.output.cache else self.root / "cache"
+        folder = (
+            pathlib.Path(config.output.cache).expanduser()
+            if config.output.cache
+            else self.root / "cache"
+        )
         self.cache = caching.StageCache(folder)
         self.watch = progress.Stopwatch()
         self.stages: dict[str, str] = {}
@@ -90,7 +95,9 @@ class _Run:
     def go(self) -> RunResult:
         with self.watch.stage("read"):
             self._read()
-        key = caching.key("run", inputs=self.inputs, groups=self._parts(*self.groups.keys() - {"output"}))
+        key = caching.key(
+            "run", inputs=self.inputs, groups=self._parts(*self.groups.keys() - {"output"})
+        )
         if self.cache.has("run", key):
             folder = pathlib.Path((self.cache.entry("run", key) / "folder.txt").read_text())
             if (folder / "run.json").exists():
@@ -131,7 +138,9 @@ class _Run:
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
         intrinsics = anchor_stage.source_intrinsics(self.source, self.config.camera.vertical_fov)
         self.clip = dataclasses.replace(
-            self.source, frames=np.asarray(frames, np.float32), intrinsics=self.fit.intrinsics(intrinsics)
+            self.source,
+            frames=np.asarray(frames, np.float32),
+            intrinsics=self.fit.intrinsics(intrinsics),
         )
         self.clip_name = path.stem
         self.clip_hash = caching.file_hash(path)
@@ -204,14 +213,22 @@ class _Run:
             fitted = np.asarray(resize.resize_depth(np.asarray(depth.depth), self.fit), np.float32)
             depth = base.DepthMap(fitted, depth.kind, depth.source)
             with self.cache.writing("depth", key) as folder:
-                arrays = {"depth": depth.depth, "kind": np.array(depth.kind), "source": np.array(depth.source)}
+                arrays = {
+                    "depth": depth.depth,
+                    "kind": np.array(depth.kind),
+                    "source": np.array(depth.source),
+                }
                 caching.save_arrays(folder / "depth.npz", arrays)
         return depth
 
     def _anchor(self, depth: base.DepthMap) -> Anchor:
         path = anchor_stage.plan_trajectory(self.config.camera, self.clip, depth)
-        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version", "backend")}
-        self.anchor_key = caching.key("anchor", inputs=inputs, groups=self._parts("video", "camera", "depth", "anchor"))
+        inputs = {
+            k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version", "backend")
+        }
+        self.anchor_key = caching.key(
+            "anchor", inputs=inputs, groups=self._parts("video", "camera", "depth", "anchor")
+        )
         names = ("frames", "mask", "raw_mask")
         if self.cache.has("anchor", self.anchor_key):
             self.stages["anchor"] = "cached"
@@ -228,7 +245,10 @@ class _Run:
         """Both LoRAs. The spatial one does not depend on the camera path, nor on the temporal one."""
         cfg = self.config
         mesh = sharding.make_mesh(cfg.mesh.data)
-        shared = {"inputs": self.inputs, "groups": self._parts("model", "video", "lora", "tune", "generate")}
+        shared = {
+            "inputs": self.inputs,
+            "groups": self._parts("model", "video", "lora", "tune", "generate"),
+        }
         shared["groups"]["seed"] = cfg.seed
         spatial_key = caching.key("spatial", **shared)
         temporal_key = caching.key("temporal", anchor=self.anchor_key, **shared)
@@ -237,7 +257,9 @@ class _Run:
             if self.cache.has(kind, key):
                 self.stages[kind] = "cached"
                 loras[kind] = load_lora(self.cache.entry(kind, key) / "lora.safetensors")
-        missing = tuple(k for k in ("spatial", "temporal") if k not in loras and cfg.tune[f"{k}_weight"] > 0)
+        missing = tuple(
+            k for k in ("spatial", "temporal") if k not in loras and cfg.tune[f"{k}_weight"] > 0
+        )
         together = cfg.tune.schedule == "joint" and len(missing) == 2
         keys = {"spatial": spatial_key, "temporal": temporal_key}
         for trained in [missing] if together else [(kind,) for kind in missing]:
@@ -248,9 +270,13 @@ class _Run:
                 data = {}
                 if "spatial" in trained:
                     frames = self.clip.frames
-                    data["source"] = tune_stage.source_data(self.model, frames, cfg.tune, cfg.generate, cfg.seed)
+                    data["source"] = tune_stage.source_data(
+                        self.model, frames, cfg.tune, cfg.generate, cfg.seed
+                    )
                 if "temporal" in trained:
-                    data["anchor"] = tune_stage.anchor_data(self.model, anchor, cfg.generate, cfg.seed)
+                    data["anchor"] = tune_stage.anchor_data(
+                        self.model, anchor, cfg.generate, cfg.seed
+                    )
                 work = self.cache.work(label, keys[trained[-1]])
                 work.mkdir(parents=True, exist_ok=True)
                 metrics = stack.enter_context(progress.Metrics(work / "metrics.jsonl"))
@@ -284,7 +310,9 @@ class _Run:
         with self._stage("result"):
             frames = generate_stage.generate(self.model, anchor, loras, cfg.generate, cfg.seed)
             if not np.isfinite(frames).all():
-                raise InputError("the sampled frames are not finite; run again with --config.model.dtype=float32")
+                raise InputError(
+                    "the sampled frames are not finite; run again with --config.model.dtype=float32"
+                )
             with self.cache.writing("result", key) as folder:
                 caching.save_arrays(folder / "frames.npz", {"frames": frames})
         return frames
@@ -313,7 +341,9 @@ class _Run:
             lines = ""
             for kind, lora in loras.items():
                 self._save_lora(folder / "lora" / f"{kind}.safetensors", kind, lora)
-                lines += (self.cache.entry(kind, self.lora_keys[kind]) / "metrics.jsonl").read_text()
+                lines += (
+                    self.cache.entry(kind, self.lora_keys[kind]) / "metrics.jsonl"
+                ).read_text()
             (folder / "metrics.jsonl").write_text(lines)
             (folder / "run.json").write_text(json.dumps(self._report(anchor), indent=1) + "\n")
 
@@ -324,9 +354,16 @@ class _Run:
             "config": self.groups,
             "inputs": self.inputs,
             "seed": self.config.seed,
-            "versions": {"recapture_jax": recapture_jax.__version__, "python": platform.python_version()}
+            "versions": {
+                "recapture_jax": recapture_jax.__version__,
+                "python": platform.python_version(),
+            }
             | {name: importlib.metadata.version(name) for name in packages},
-            "device": {"platform": device.platform, "kind": device.device_kind, "count": len(jax.devices())},
+            "device": {
+                "platform": device.platform,
+                "kind": device.device_kind,
+                "count": len(jax.devices()),
+            },
             "size": list(self.clip.size),
             "fps": float(self.clip.fps),
             "pivot_depth": anchor.trajectory.pivot_depth,

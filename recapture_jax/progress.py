@@ -35,7 +35,12 @@ def bar(label: str, total: int, done: int = 0) -> tqdm:
     """A progress bar with rate and ETA; silent dots of it where stderr is no terminal."""
     quiet = not sys.stderr.isatty()
     return tqdm(
-        desc=label, total=total, initial=done, unit="step", file=sys.stderr, mininterval=10 if quiet else 0.2
+        desc=label,
+        total=total,
+        initial=done,
+        unit="step",
+        file=sys.stderr,
+        mininterval=10 if quiet else 0.2,
     )
 
 

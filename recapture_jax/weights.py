@@ -28,9 +28,13 @@ def read_config(path: pathlib.Path) -> dict:
         config = json.loads(file.read_text())
         missing = [name for name in zoo.COMPONENTS if name not in config]
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): expected a folder written by converters.svd") from None
+        raise InputError(
+            f"{file} cannot be read ({error}): expected a folder written by converters.svd"
+        ) from None
     if missing:
-        raise InputError(f"{file} lacks {', '.join(missing)}: expected a folder written by converters.svd")
+        raise InputError(
+            f"{file} lacks {', '.join(missing)}: expected a folder written by converters.svd"
+        )
     return config
 
 

@@ -8,7 +8,11 @@ import pytest
 from recapture_jax.config import VARIANTS, default_config, validate
 from recapture_jax.errors import InputError
 
-CONFIGS = sorted(p for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "__init__")
+CONFIGS = sorted(
+    p
+    for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
+    if p.stem != "__init__"
+)
 
 
 @pytest.mark.parametrize("variant", [None, *VARIANTS])

@@ -27,18 +27,49 @@ BELOW = {
     "progress": {"errors"},
     "tuning": {"errors", "diffusion", "lora", "checkpoints", "sharding", "progress"},
     "stages": {
-        *("errors", "models", "diffusion", "lora", "camera", "geometry", "depth", "video", "tuning"),
+        *(
+            "errors",
+            "models",
+            "diffusion",
+            "lora",
+            "camera",
+            "geometry",
+            "depth",
+            "video",
+            "tuning",
+        ),
         *("checkpoints", "progress"),
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
     "config": {"errors", "camera", "lora", "assets"},
     "pipeline": {
-        *("errors", "cache", "config", "progress", "sharding", "weights", "stages", "video", "checkpoints"),
+        *(
+            "errors",
+            "cache",
+            "config",
+            "progress",
+            "sharding",
+            "weights",
+            "stages",
+            "video",
+            "checkpoints",
+        ),
         *("camera", "depth", "lora"),
     },
     "main": {"errors", "pipeline"},
 }
-FORBIDDEN = {"torch", "tensorflow", "gradio", "onnx", "onnxruntime", "av", "converters", "configs", "experiments", "tests"}
+FORBIDDEN = {
+    "torch",
+    "tensorflow",
+    "gradio",
+    "onnx",
+    "onnxruntime",
+    "av",
+    "converters",
+    "configs",
+    "experiments",
+    "tests",
+}
 
 
 def files():
@@ -88,7 +119,11 @@ def test_heavy_or_upper_packages_stay_out_of_module_level(path):
 def test_flax_is_confined():
     """Flax may be imported by the networks and the adapter (and its flatten helper by weights) only."""
     users = {p for p in files() if any(m.split(".")[0] == "flax" for m in imports(p, False))}
-    allowed = {PACKAGE / "lora/adapter.py", PACKAGE / "weights.py", *(PACKAGE / "models").glob("*.py")}
+    allowed = {
+        PACKAGE / "lora/adapter.py",
+        PACKAGE / "weights.py",
+        *(PACKAGE / "models").glob("*.py"),
+    }
     assert users <= allowed
 
 

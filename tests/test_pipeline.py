@@ -25,9 +25,16 @@ def home(tmp_path_factory, tiny_params):
     """A folder with a clip, its depth and the tiny model."""
     folder = tmp_path_factory.mktemp("pipeline")
     y, x = np.mgrid[:H, :W]
-    frames = np.stack([np.stack([np.sin((x + 2 * t) / 7), np.cos(y / 9), np.sin((x + y) / 11)], -1) for t in range(T)])
+    frames = np.stack(
+        [
+            np.stack([np.sin((x + 2 * t) / 7), np.cos(y / 9), np.sin((x + y) / 11)], -1)
+            for t in range(T)
+        ]
+    )
     sound = np.sin(np.arange(int(48000 * T / FPS)) * 0.05)[:, None].astype(np.float32)
-    write_video(folder / "clip.mp4", (0.5 + 0.4 * frames).astype(np.float32), FPS, Audio(sound, 48000))
+    write_video(
+        folder / "clip.mp4", (0.5 + 0.4 * frames).astype(np.float32), FPS, Audio(sound, 48000)
+    )
     depth = np.where((x - 35) ** 2 + (y - 45) ** 2 < 300, 2.0, 4.0).astype(np.float32)
     np.save(folder / "depth.npy", np.repeat(depth[None], 3, axis=0))
     write_model(folder / "model", tiny_params)
@@ -61,10 +68,20 @@ def first(home):
 def test_leaves_everything_a_run_promises(home, first):
     names = {p.relative_to(first.folder).as_posix() for p in first.folder.rglob("*") if p.is_file()}
     assert names == {
-        *("result.mp4", "anchor.mp4", "mask.mp4", "comparison.mp4", "cameras.json", "metrics.jsonl", "run.json"),
+        *(
+            "result.mp4",
+            "anchor.mp4",
+            "mask.mp4",
+            "comparison.mp4",
+            "cameras.json",
+            "metrics.jsonl",
+            "run.json",
+        ),
         *("lora/spatial.safetensors", "lora/temporal.safetensors"),
     }
-    assert first.stages == dict.fromkeys(("depth", "anchor", "spatial", "temporal", "result"), "computed")
+    assert first.stages == dict.fromkeys(
+        ("depth", "anchor", "spatial", "temporal", "result"), "computed"
+    )
     assert first.folder.name.startswith("clip-orbit-right-10-")
 
 
@@ -78,18 +95,28 @@ def test_result_keeps_fps_duration_aspect_and_sound(home, first):
 def test_report_and_files_are_readable(first):
     report = json.loads((first.folder / "run.json").read_text())
     assert report["seed"] == 0 and report["config"]["camera"]["moves"] == "orbit right 10"
-    assert len(report["hole_share"]) == 3 and report["hole_share"][0] == 0.0 < report["hole_share"][-1] < 0.9
+    assert (
+        len(report["hole_share"]) == 3
+        and report["hole_share"][0] == 0.0 < report["hole_share"][-1] < 0.9
+    )
     assert {"depth", "anchor", "spatial", "temporal", "result"} <= set(report["seconds"])
     assert np.isfinite(report["tuning"]["temporal"]["last"]["loss_temporal"])
     cameras = json.loads((first.folder / "cameras.json").read_text())
     assert len(cameras["camera_path"]) == 3
     np.testing.assert_allclose(
-        np.reshape(cameras["camera_path"][0]["camera_to_world"], (4, 4)), np.diag([1, -1, -1, 1]), atol=1e-6
+        np.reshape(cameras["camera_path"][0]["camera_to_world"], (4, 4)),
+        np.diag([1, -1, -1, 1]),
+        atol=1e-6,
     )
     for kind in ("spatial", "temporal"):
-        assert all(np.abs(d["b"]).max() > 0 for d in load_lora(first.folder / f"lora/{kind}.safetensors").values())
+        assert all(
+            np.abs(d["b"]).max() > 0
+            for d in load_lora(first.folder / f"lora/{kind}.safetensors").values()
+        )
     lines = [json.loads(line) for line in (first.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["stage"], r["step"]) for r in lines] == [(s, n) for s in ("spatial", "temporal") for n in (1, 2)]
+    assert [(r["stage"], r["step"]) for r in lines] == [
+        (s, n) for s in ("spatial", "temporal") for n in (1, 2)
+    ]
 
 
 def test_repeated_run_does_nothing(home, first):
@@ -102,7 +129,9 @@ def test_repeated_run_does_nothing(home, first):
 def test_another_move_reuses_depth_and_spatial_lora(home, first):
     other = pipeline.run(configure(home, moves="static"))
     assert other.stages["depth"] == other.stages["spatial"] == "cached"
-    assert other.stages["anchor"] == other.stages["temporal"] == other.stages["result"] == "computed"
+    assert (
+        other.stages["anchor"] == other.stages["temporal"] == other.stages["result"] == "computed"
+    )
     source, anchor = (read_clip(home / "clip.mp4", 3), read_clip(other.folder / "anchor.mp4"))
     assert json.loads((other.folder / "run.json").read_text())["hole_share"] == [0.0] * 3
     assert source.num_frames == anchor.num_frames
@@ -136,7 +165,9 @@ BAD_RUNS = [
 ]
 
 
-@pytest.mark.parametrize("changes, says", BAD_RUNS, ids=[next(iter(c)) + f"-{i}" for i, (c, _) in enumerate(BAD_RUNS)])
+@pytest.mark.parametrize(
+    "changes, says", BAD_RUNS, ids=[next(iter(c)) + f"-{i}" for i, (c, _) in enumerate(BAD_RUNS)]
+)
 def test_bad_run_is_refused_and_leaves_nothing(home, tmp_path, changes, says):
     (home / "refused" / "taken").mkdir(parents=True, exist_ok=True)
     before = {p for p in (home / "refused").rglob("*") if "cache" not in p.parts}

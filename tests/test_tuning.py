@@ -12,11 +12,18 @@ import numpy as np
 import pytest
 
 from recapture_jax import sharding
-from recapture_jax.errors import InputError
 from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.errors import InputError
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.tuning import loop
-from recapture_jax.tuning.step import AnchorData, Settings, SourceData, init_state, make_loss, make_step
+from recapture_jax.tuning.step import (
+    AnchorData,
+    Settings,
+    SourceData,
+    init_state,
+    make_loss,
+    make_step,
+)
 
 T, H, W, C = 3, 4, 6, 4
 
@@ -48,7 +55,10 @@ def loras(params, kinds=("spatial", "temporal"), rank=2):
         lora = lora_tree.init(jax.random.key(i), params["unet"], kind, rank)
         rng = np.random.default_rng(i)
         made[kind] = {
-            path: {"a": d["a"], "b": jnp.asarray(0.1 * rng.standard_normal(d["b"].shape), jnp.float32)}
+            path: {
+                "a": d["a"],
+                "b": jnp.asarray(0.1 * rng.standard_normal(d["b"].shape), jnp.float32),
+            }
             for path, d in lora.items()
         }
     return made
@@ -70,7 +80,9 @@ def test_each_lora_learns_from_its_own_loss_only(tiny_model, tiny_params, data, 
     """The joint gradient is that of the two losses taken apart: stop_gradient separates them."""
     both = loras(tiny_params)
     for kind, other in (("spatial", "temporal"), ("temporal", "spatial")):
-        alone, losses = gradient(tiny_model, Settings(), (kind,), {kind: both[kind]}, {other: both[other]}, data)
+        alone, losses = gradient(
+            tiny_model, Settings(), (kind,), {kind: both[kind]}, {other: both[other]}, data
+        )
         for a, b in zip(jax.tree.leaves(alone[kind]), jax.tree.leaves(joint[0][kind]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
             assert np.abs(a).max() > 0
@@ -93,7 +105,9 @@ def test_masked_latents_have_exactly_no_gradient(tiny_model, tiny_params, data):
         return v_loss(prediction, target, noise, sigma, anchor.mask), prediction
 
     def of_prediction(prediction):
-        return v_loss(prediction, anchor.latents, jnp.ones_like(prediction), jnp.array([1.3]), anchor.mask)
+        return v_loss(
+            prediction, anchor.latents, jnp.ones_like(prediction), jnp.array([1.3]), anchor.mask
+        )
 
     grad = jax.jit(jax.grad(lambda lora, t: loss(lora, t)[0]))
     clean = grad(lora, anchor.latents)
@@ -105,7 +119,16 @@ def test_masked_latents_have_exactly_no_gradient(tiny_model, tiny_params, data):
     assert (np.asarray(at_prediction)[np.asarray(anchor.mask)] != 0).any()
 
 
-def run(tiny_model, tiny_params, data, steps, trained=("temporal",), settings=None, frozen=None, **options):
+def run(
+    tiny_model,
+    tiny_params,
+    data,
+    steps,
+    trained=("temporal",),
+    settings=None,
+    frozen=None,
+    **options,
+):
     settings = settings or Settings(learning_rate=5e-3)
     lora = {k: lora_tree.init(jax.random.key(3), tiny_params["unet"], k, 2) for k in trained}
     step = make_step(tiny_model.network, settings, trained, seed=0)
@@ -127,7 +150,9 @@ def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, t
     together, _ = run(tiny_model, tiny_params, data, 3, ("spatial", "temporal"))
     alone, _ = run(tiny_model, tiny_params, data, 3, ("spatial",))
     for a, b in zip(
-        jax.tree.leaves(together["lora"]["spatial"]), jax.tree.leaves(alone["lora"]["spatial"]), strict=True
+        jax.tree.leaves(together["lora"]["spatial"]),
+        jax.tree.leaves(alone["lora"]["spatial"]),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -135,7 +160,9 @@ def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, t
 def test_tuning_lowers_the_masked_loss(tiny_model, tiny_params, data):
     state, record = run(tiny_model, tiny_params, data, 60)
     loss = make_loss(tiny_model.network, Settings(draws=8), ("temporal",))
-    value = jax.jit(lambda lora: loss(lora, {}, tiny_model.params["unet"], data, jax.random.key(99))[0])
+    value = jax.jit(
+        lambda lora: loss(lora, {}, tiny_model.params["unet"], data, jax.random.key(99))[0]
+    )
     before = lora_tree.init(jax.random.key(3), tiny_params["unet"], "temporal", 2)
     assert float(value(state["lora"])) < 0.9 * float(value({"temporal": before}))
     assert record["steps_per_second"] > 0
@@ -174,7 +201,9 @@ def test_killed_and_resumed_run_gives_the_same_lora(tmp_path):
     script.write_text(_CHILD.format(paths=[os.path.dirname(here), here]))
 
     def start(folder, out):
-        return subprocess.Popen([sys.executable, str(script), str(tmp_path / folder), str(tmp_path / out)])
+        return subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / folder), str(tmp_path / out)]
+        )
 
     assert start("whole", "whole.npz").wait() == 0
     child = start("killed", "killed.npz")

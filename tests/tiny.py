@@ -28,7 +28,12 @@ CONFIG = {
         "projection_class_embeddings_input_dim": 48,
         "num_frames": 3,
     },
-    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "latent_channels": 4, "scaling_factor": 0.5},
+    "vae": {
+        "block_out_channels": [32, 32, 32, 32],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "scaling_factor": 0.5,
+    },
     "image_encoder": {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -47,7 +52,9 @@ def random_params() -> dict:
     """All components, every parameter moved off its initial value so that no layer is an identity."""
     params = {name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(zoo.COMPONENTS)}
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), params)
+    return jax.tree.map(
+        lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(np.float32), params
+    )
 
 
 def video_model(params: dict) -> VideoModel:
@@ -57,6 +64,9 @@ def video_model(params: dict) -> VideoModel:
 def write_model(folder: pathlib.Path, params: dict) -> pathlib.Path:
     """The model as a folder that `weights.load_model` reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}, folder / "model.safetensors")
+    save_file(
+        {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()},
+        folder / "model.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder

@@ -1,1 +1,1 @@
-"""Measurements of speed and memory."""
+"""Benchmarks, each one command that measures ours and a reference side by side."""

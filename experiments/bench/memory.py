@@ -1,13 +1,18 @@
 """Memory and FLOPs of one temporal tuning step, before any device is rented.
 
 `python -m experiments.bench.memory [--frames 14 --height 576 --width 1024 --remat full
---attention chunked --dtype bfloat16]`: compiles the step (temporal LoRA over the frozen U-Net,
-forward and backward, AdamW) from shapes alone; nothing is allocated and nothing runs. The numbers
-are XLA:CPU's own plan; how they relate to an accelerator's: `memory.md` beside this file.
+--attention chunked --dtype bfloat16]`: nothing is allocated and nothing runs; all is from shapes.
+
+* "saved": what automatic differentiation keeps from the forward to the backward pass, counted by
+  tracing alone (`--trace-only` stops there). It holds for every device.
+* "temporaries", FLOPs: the plan of XLA:CPU for the whole step (temporal LoRA over the frozen
+  U-Net, forward and backward, AdamW). Another compiler fuses and widens otherwise: see memory.md.
 """
 
 import argparse
+import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,63 +21,87 @@ from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models.unet import UNet, UNetConfig
 from recapture_jax.models.unet_blocks import REMAT_POLICIES
-from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_step
+from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_loss, make_step
 
 FACTOR = 8  # pixels per latent
+# XLA:CPU drops the barriers of jax.checkpoint before it schedules, which moves the recomputation
+# next to the forward pass and undoes the saving. Kept for the plan (which is not for running).
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander,optimization_barrier_expander"}
 
 
-def lower(
-    config: UNetConfig,
-    frames: int,
-    height: int,
-    width: int,
-    *,
-    remat: str = "none",
-    attention: str = "auto",
-    dtype=jnp.float32,
-    rank: int = 16,
-) -> jax.stages.Lowered:
-    """The jitted temporal step, lowered from shapes.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One tuning step.
 
-    Args:
+    Attributes:
       config: of the U-Net.
-      frames: T.
-      height, width: pixels, multiples of 8.
+      frames, height, width: of the anchor; pixels, multiples of 8.
       remat, attention, dtype: the U-Net's; its frozen weights are stored in `dtype` too.
       rank: of the temporal LoRA.
     """
-    unet = UNet(config, dtype=dtype, attention=attention, remat=remat)
-    latents = (1, frames, height // FACTOR, width // FACTOR)
-    channels = config.out_channels
-    cond = Conditioning(
-        _shape((1, 1, config.cross_attention_dim)), _shape((*latents, channels)), _shape((1, 3))
-    )
-    data = {"anchor": AnchorData(_shape((*latents, channels)), _shape(latents, bool), cond)}
 
-    def network_of(params, image_only):
-        def network(x, c_noise, cond):
+    config: UNetConfig
+    frames: int
+    height: int
+    width: int
+    remat: str = "none"
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+    rank: int = 16
+
+    def network(self, params, image_only: bool):
+        unet = UNet(self.config, dtype=self.dtype, attention=self.attention, remat=self.remat)
+
+        def run(x, c_noise, cond):
             sample = jnp.concatenate([x, cond.latents], axis=-1)
             args = (sample, c_noise, cond.context, cond.added_time_ids)
             return unet.apply({"params": params}, *args, image_only=image_only)
 
-        return network
+        return run
 
-    settings = Settings()
+    def shapes(self):
+        """Training state, frozen parameters and data as shapes."""
 
-    def initialise(key):
-        smallest = 2 ** (
-            len(config.block_out_channels) - 1
-        )  # the sizes of parameters do not depend on it
-        sample = jnp.zeros((1, 2, smallest, smallest, config.in_channels))
-        context = jnp.zeros((1, 1, config.cross_attention_dim))
-        params = unet.init(key, sample, jnp.zeros((1,)), context, jnp.zeros((1, 3)))["params"]
-        params = jax.tree.map(lambda p: p.astype(dtype), params)
-        lora = {"temporal": lora_tree.init(key, params, "temporal", rank)}
-        return params, init_state(lora, settings)
+        def initialise(key):
+            config = self.config
+            side = 2 ** (len(config.block_out_channels) - 1)  # enough to create all parameters
+            sample = jnp.zeros((1, 2, side, side, config.in_channels))
+            context = jnp.zeros((1, 1, config.cross_attention_dim))
+            init = UNet(config).init
+            params = init(key, sample, jnp.zeros((1,)), context, jnp.zeros((1, 3)))["params"]
+            params = jax.tree.map(lambda p: p.astype(self.dtype), params)
+            lora = {"temporal": lora_tree.init(key, params, "temporal", self.rank)}
+            return init_state(lora, Settings()), params
 
-    params, state = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
-    step = make_step(network_of, settings, ("temporal",), seed=0)
-    return jax.jit(step, donate_argnums=0).lower(state, {}, params, data)
+        latents = (1, self.frames, self.height // FACTOR, self.width // FACTOR)
+        full = _shape((*latents, self.config.out_channels))
+        context = _shape((1, 1, self.config.cross_attention_dim))
+        cond = Conditioning(context, full, _shape((1, 3)))
+        state, params = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
+        return state, params, {"anchor": AnchorData(full, _shape(latents, bool), cond)}
+
+
+def saved_bytes(case: Case) -> int:
+    """Bytes kept from the forward to the backward pass, the parameters apart."""
+    state, params, data = case.shapes()
+    loss = make_loss(case.network, Settings(), ("temporal",))
+
+    def backward(lora, params, data):
+        key = jax.random.key(0)
+        return jax.vjp(lambda lora: loss(lora, {}, params, data, key)[0], lora)[1]
+
+    kept = jax.eval_shape(backward, state["lora"], params, data)
+    # Kept parameters are no copies; they are told from activations by their shapes.
+    known = {(p.shape, p.dtype) for p in jax.tree.leaves((params, state["lora"]))}
+    return sum(_bytes(x) for x in jax.tree.leaves(kept) if (x.shape, x.dtype) not in known)
+
+
+def compile_step(case: Case) -> jax.stages.Compiled:
+    """The whole step compiled for inspection."""
+    state, params, data = case.shapes()
+    step = make_step(case.network, Settings(), ("temporal",), seed=0)
+    lowered = jax.jit(step, donate_argnums=0).lower(state, {}, params, data)
+    return lowered.compile(compiler_options=KEEP_BARRIERS)
 
 
 def report(compiled: jax.stages.Compiled) -> dict[str, float]:
@@ -81,10 +110,13 @@ def report(compiled: jax.stages.Compiled) -> dict[str, float]:
     return {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
-        "aliased": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "flops": cost.get("flops", float("nan")),
     }
+
+
+def _bytes(array: jax.ShapeDtypeStruct) -> int:
+    return array.size * array.dtype.itemsize
 
 
 def _shape(shape, dtype=jnp.float32):
@@ -100,27 +132,30 @@ def main() -> None:
     parser.add_argument("--attention", default="chunked", choices=("auto", "xla", "chunked"))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--trace-only", action="store_true", help="do not compile")
     flags = parser.parse_args()
 
-    start = time.time()
-    lowered = lower(
+    case = Case(
         UNetConfig(num_frames=flags.frames),
         flags.frames,
         flags.height,
         flags.width,
-        remat=flags.remat,
-        attention=flags.attention,
-        dtype=jnp.dtype(flags.dtype),
-        rank=flags.rank,
+        flags.remat,
+        flags.attention,
+        jnp.dtype(flags.dtype),
+        flags.rank,
     )
-    traced = time.time() - start
-    numbers = report(lowered.compile())
-    print(f"{flags.frames} x {flags.height} x {flags.width}, {flags.dtype}, remat {flags.remat}, "
-          f"attention {flags.attention}, rank {flags.rank}")  # fmt: skip
-    for name, value in numbers.items():
-        text = f"{value / 1e12:.2f} T" if name == "flops" else f"{value / 2**30:.2f} GiB"
-        print(f"  {name:12s} {text}")
-    print(f"  traced in {traced:.0f} s, compiled in {time.time() - start - traced:.0f} s")
+    print(
+        f"{case.frames} x {case.height} x {case.width}, {flags.dtype}, remat {case.remat}, "
+        f"attention {case.attention}, rank {case.rank}"
+    )
+    start = time.time()
+    print(f"  saved        {saved_bytes(case) / 2**30:.2f} GiB", flush=True)
+    if not flags.trace_only:
+        for name, value in report(compile_step(case)).items():
+            text = f"{value / 1e12:.2f} T" if name == "flops" else f"{value / 2**30:.2f} GiB"
+            print(f"  {name:12s} {text}")
+    print(f"  {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

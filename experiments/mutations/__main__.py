@@ -71,7 +71,7 @@ class _GateFirst(layers._GatedProjection):
     def __call__(self, x):
         dense = nn.Dense(2 * self.features, dtype=self.dtype, name="proj")
         gate, value = jnp.split(dense(x), 2, axis=-1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        return value * layers.gelu(gate)
 
 
 class _PerFrameTemporalNorm(layers.GroupNorm):
@@ -103,7 +103,7 @@ def _positions_from_one(positions, dim):
     return _SINUSOID(positions + shift, dim)
 
 
-_SINUSOID, _GELU, _SOFTMAX = layers.sinusoid, jax.nn.gelu, jax.nn.softmax
+_SINUSOID, _SOFTMAX = layers.sinusoid, jax.nn.softmax
 _GROUPNORM, _LAYERNORM = layers.GroupNorm, layers.LayerNorm
 _MIX, _DOWN = layers.MixFactor, layers.Downsample
 
@@ -123,9 +123,7 @@ PATCHES = {
     "frame positions from 1": lambda: _everywhere("sinusoid", _positions_from_one),
     "gate before value in GEGLU": lambda: _everywhere("_GatedProjection", _GateFirst),
     "temporal GroupNorm per frame": lambda: _everywhere("GroupNorm", _PerFrameTemporalNorm),
-    "tanh GELU": lambda: mock.patch.object(
-        jax.nn, "gelu", lambda x, approximate: _GELU(x, approximate=True)
-    ),
+    "tanh GELU": lambda: _everywhere("_gated_gelu", lambda value, gate: value * jax.nn.gelu(gate)),
     "every GroupNorm epsilon 1e-5": lambda: _everywhere(
         "GroupNorm", lambda epsilon, name: _GROUPNORM(1e-5, name=name)
     ),

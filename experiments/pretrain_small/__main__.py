@@ -1,10 +1,10 @@
 """Command line of the experiment; every stage resumes where it stopped.
 
-    python -m experiments.pretrain_small --workdir=/tmp/prior --stage=render
-    python -m experiments.pretrain_small --workdir=/tmp/prior --stage=vae --minutes=25
-    python -m experiments.pretrain_small --workdir=/tmp/prior --stage=unet --minutes=80
-    python -m experiments.pretrain_small --workdir=/tmp/prior --stage=export --dst=recapture_jax/assets/prior_small
-    python -m experiments.pretrain_small --workdir=/tmp/prior --stage=evaluate
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=render
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=vae --minutes=25
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=unet --minutes=80
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=export --dst=recapture_jax/assets/prior_small
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=evaluate
 """
 
 import pathlib
@@ -16,7 +16,9 @@ from absl import app, flags, logging
 from experiments.pretrain_small import autoencoder, data, diffusion, export
 
 _STAGES = ("render", "vae", "unet", "export", "evaluate")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where clips, states and curves live.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where clips, states and curves live.", required=True
+)
 _STAGE = flags.DEFINE_enum("stage", None, _STAGES, "What to do.", required=True)
 _CLIPS = flags.DEFINE_integer("clips", 3072, "Training clips to render.")
 _HELD_OUT = flags.DEFINE_integer("held_out", 64, "Validation and test clips to render.")
@@ -33,7 +35,11 @@ def main(argv) -> None:
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
     if _STAGE.value == "render":
-        for split, clips in (("validation", _HELD_OUT.value), ("test", _HELD_OUT.value), ("train", _CLIPS.value)):
+        for split, clips in (
+            ("validation", _HELD_OUT.value),
+            ("test", _HELD_OUT.value),
+            ("train", _CLIPS.value),
+        ):
             data.render_split(workdir, split, clips)
     elif _STAGE.value == "vae":
         frames, _ = data.load_split(workdir, "train")
@@ -47,7 +53,9 @@ def main(argv) -> None:
         cache = diffusion.cache_latents(workdir, vae, frames, motion)
         scale = 1.0 / float(np.std(cache["video"].astype(np.float32)))
         logging.info("%d clips, latent scale %.4f", len(frames), scale)
-        params = diffusion.train(workdir, cache, scale, _UNET_STEPS.value, _MINUTES.value, _BATCH.value)
+        params = diffusion.train(
+            workdir, cache, scale, _UNET_STEPS.value, _MINUTES.value, _BATCH.value
+        )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":
         export.write_model(workdir, pathlib.Path(_DST.value))

@@ -70,7 +70,11 @@ def psnr(params: dict, frames: np.ndarray) -> float:
     @jax.jit
     def error(clip):
         images = clip.astype(jnp.float32) / 127.5 - 1.0
-        out = vae.apply({"params": params}, vae.apply({"params": params}, images, method=VAE.encode), method=VAE.decode)
+        out = vae.apply(
+            {"params": params},
+            vae.apply({"params": params}, images, method=VAE.encode),
+            method=VAE.decode,
+        )
         return jnp.square(jnp.clip(out, -1, 1) - images).mean() / 4.0
 
     errors = np.array([error(clip[None]) for clip in frames])

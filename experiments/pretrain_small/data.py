@@ -50,7 +50,9 @@ def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
     if not paths:
         raise FileNotFoundError(f"no {split} clips under {workdir}: run --stage=render first")
     shards = [np.load(p) for p in paths]
-    return np.concatenate([s["frames"] for s in shards]), np.concatenate([s["motion"] for s in shards])
+    return np.concatenate([s["frames"] for s in shards]), np.concatenate(
+        [s["motion"] for s in shards]
+    )
 
 
 class Journal:
@@ -62,5 +64,15 @@ class Journal:
 
     def write(self, **record) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps({k: float(v) if not isinstance(v, str) else v for k, v in record.items()}) + "\n")
-        logging.info("%s", " ".join(f"{k} {v:.5g}" if not isinstance(v, str) else f"{k} {v}" for k, v in record.items()))
+            file.write(
+                json.dumps(
+                    {k: float(v) if not isinstance(v, str) else v for k, v in record.items()}
+                )
+                + "\n"
+            )
+        logging.info(
+            "%s",
+            " ".join(
+                f"{k} {v:.5g}" if not isinstance(v, str) else f"{k} {v}" for k, v in record.items()
+            ),
+        )

@@ -23,7 +23,9 @@ def motion_bucket(motion: np.ndarray) -> np.ndarray:
     return np.clip(255.0 * motion, 0.0, 255.0)
 
 
-def cache_latents(workdir: pathlib.Path, params: dict, frames: np.ndarray, motion: np.ndarray) -> dict:
+def cache_latents(
+    workdir: pathlib.Path, params: dict, frames: np.ndarray, motion: np.ndarray
+) -> dict:
     """Everything a training step reads, for all clips, computed once.
 
     Each clip is used forwards and backwards, so its first and last frames are conditioning images. The
@@ -43,7 +45,9 @@ def cache_latents(workdir: pathlib.Path, params: dict, frames: np.ndarray, motio
         key = jax.random.fold_in(jax.random.key(5), i)
         pair = clip[[0, -1]]
         video.append(np.asarray(encode(clip[None], jnp.zeros(1), key)[0], np.float16))
-        ends.append(np.asarray(encode(pair[None], jnp.asarray(noise[i : i + 1]), key)[0], np.float16))
+        ends.append(
+            np.asarray(encode(pair[None], jnp.asarray(noise[i : i + 1]), key)[0], np.float16)
+        )
         pixels.append(np.asarray(preprocess(pair), np.float16))
         if (i + 1) % 500 == 0:
             logging.info("latents: %d of %d", i + 1, len(frames))
@@ -91,7 +95,9 @@ def make_batch(cache: dict, indices: np.ndarray, backwards: np.ndarray, scale: f
     end = backwards.astype(int)
     video = cache["video"][indices].astype(np.float32) * scale
     video = np.where(backwards[:, None, None, None, None], video[:, ::-1], video)
-    ids = np.stack([np.full(len(indices), FPS - 1.0), cache["motion"][indices], cache["noise"][indices]], 1)
+    ids = np.stack(
+        [np.full(len(indices), FPS - 1.0), cache["motion"][indices], cache["noise"][indices]], 1
+    )
     return {
         "video": video,
         "first": cache["ends"][indices, end],
@@ -105,8 +111,7 @@ def train(
 ) -> dict:
     networks = zoo.build(CONFIG)
     params = {
-        name: zoo.init_params(name, CONFIG, i)
-        for i, name in enumerate(("unet", "image_encoder"))
+        name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(("unet", "image_encoder"))
     }
     # A network that starts by predicting zero loses less to its first thousand steps.
     params["unet"]["conv_out"]["kernel"] = np.zeros_like(params["unet"]["conv_out"]["kernel"])
@@ -120,5 +125,13 @@ def train(
         return training_loss(networks, params, key, inputs)
 
     return loop.train(
-        "unet", workdir, params, loss, batch, steps=steps, learning_rate=6e-4, minutes=minutes, ema_decay=0.999
+        "unet",
+        workdir,
+        params,
+        loss,
+        batch,
+        steps=steps,
+        learning_rate=6e-4,
+        minutes=minutes,
+        ema_decay=0.999,
     )

@@ -49,10 +49,14 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         copied.append(_mse(still, z))
         for s in LEVELS:
             noise = jax.random.normal(jax.random.fold_in(key, int(10 * s)), z.shape)
-            errors[s].append(_mse(one_step(denoise, edm.add_noise(z, noise, s), jnp.float32(s), cond), z))
+            errors[s].append(
+                _mse(one_step(denoise, edm.add_noise(z, noise, s), jnp.float32(s), cond), z)
+            )
         sigmas = karras_sigmas(STEPS)
         x = start_from_noise(jax.random.normal(jax.random.fold_in(key, 7), z.shape), sigmas[0])
-        sample = sample_steps(denoise, x, sigmas, cond, guidance=guidance_ramp(*GUIDANCE, len(clip)))
+        sample = sample_steps(
+            denoise, x, sigmas, cond, guidance=guidance_ramp(*GUIDANCE, len(clip))
+        )
         for store, latents in ((real, z), (copies, still), (samples, sample)):
             store.append(_motion(np.asarray(latents[0])))
         logging.info("clip %d of %d", i + 1, len(frames))
@@ -61,13 +65,17 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         "clips": len(frames),
         "moving_clips": int(moving.sum()),
         "autoencoder_psnr_db": autoencoder.psnr(model.params["vae"], frames),
-        "one_step_error_over_copying_all": {s: float(np.sum(errors[s]) / copied.sum()) for s in LEVELS},
+        "one_step_error_over_copying_all": {
+            s: float(np.sum(errors[s]) / copied.sum()) for s in LEVELS
+        },
         "one_step_error_over_copying_moving": {
             s: float(np.array(errors[s])[moving].sum() / copied[moving].sum()) for s in LEVELS
         },
         "motion_energy_distance_samples": energy_distance(samples, real),
         "motion_energy_distance_copies": energy_distance(copies, real),
-        "change_per_frame": {n: float(np.mean(v)) for n, v in (("real", real), ("samples", samples))},
+        "change_per_frame": {
+            n: float(np.mean(v)) for n, v in (("real", real), ("samples", samples))
+        },
     }
     text = json.dumps(result, indent=1)
     (workdir / "evaluation.json").write_text(text + "\n")
@@ -102,4 +110,6 @@ def energy_distance(a: list[np.ndarray], b: list[np.ndarray]) -> float:
         d = np.linalg.norm(x[:, None] - y[None], axis=-1)
         return d.sum() / (len(x) * (len(x) - 1)) if same else d.mean()
 
-    return float(2 * mean_distance(a, b, False) - mean_distance(a, a, True) - mean_distance(b, b, True))
+    return float(
+        2 * mean_distance(a, b, False) - mean_distance(a, a, True) - mean_distance(b, b, True)
+    )

@@ -32,11 +32,17 @@ def train(
 ) -> dict:
     """Trains until `steps` or `minutes`, from the last snapshot; returns the averaged parameters."""
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule(learning_rate, steps), weight_decay=1e-4)
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule(learning_rate, steps), weight_decay=1e-4),
     )
     params = jax.tree.map(jnp.asarray, params)
     ema = jax.tree.map(jnp.copy, params)  # donated with the rest: no shared buffers
-    state = {"params": params, "ema": ema, "opt": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+    state = {
+        "params": params,
+        "ema": ema,
+        "opt": optimizer.init(params),
+        "step": jnp.zeros((), jnp.int32),
+    }
     path = workdir / f"{name}_state.npz"
     if path.exists():
         state = _load(path, state)

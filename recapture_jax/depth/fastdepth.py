@@ -25,7 +25,6 @@ import numpy as np
 from recapture_jax.assets import asset_path
 from recapture_jax.checkpoints import restore_safetensors
 from recapture_jax.depth.base import DepthMap, check_frames
-from recapture_jax.errors import InputError
 from recapture_jax.models.fastdepth import FastDepthNet, abstract_params
 
 ASSET = "fastdepth/fastdepth.safetensors"

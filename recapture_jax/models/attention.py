@@ -32,7 +32,9 @@ def attention(
       ValueError: for an unknown implementation.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {implementation!r}: expected one of {IMPLEMENTATIONS}")
+        raise ValueError(
+            f"attention implementation {implementation!r}: expected one of {IMPLEMENTATIONS}"
+        )
     if implementation == "auto":
         implementation = _choose(query, key)
     if implementation == "cudnn":

@@ -1,4 +1,4 @@
-"""Layers shared by the U-Net and the VAE, with the numerics Stable Video Diffusion was trained with.
+"""Layers shared by the U-Net and the VAE, with the numerics SVD was trained with.
 
 Video activations are `[B, T, H, W, C]`. Matrix products run in the module's `dtype`; norms, softmax
 and sinusoids run in float32. Parameter names are those of the PyTorch checkpoints.
@@ -30,7 +30,9 @@ class GroupNorm(nn.Module):
             raise ValueError(f"{channels} channels are not divisible into {self.num_groups} groups")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.num_groups, channels // self.num_groups)
+        grouped = x.astype(jnp.float32).reshape(
+            x.shape[0], -1, self.num_groups, channels // self.num_groups
+        )
         # Two passes: the one-pass variance loses digits where the mean is large.
         mean = grouped.mean(axis=(1, 3), keepdims=True)
         centred = grouped - mean
@@ -54,7 +56,11 @@ class LayerNorm(nn.Module):
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        out = centred * jax.lax.rsqrt(variance + self.epsilon) * scale.astype(jnp.float32).reshape(shape)
+        out = (
+            centred
+            * jax.lax.rsqrt(variance + self.epsilon)
+            * scale.astype(jnp.float32).reshape(shape)
+        )
         return (out + bias.astype(jnp.float32).reshape(shape)).astype(x.dtype)
 
 
@@ -74,8 +80,8 @@ def per_frame(layer, x: jax.Array) -> jax.Array:
 class TemporalConv(nn.Module):
     """Convolution (3, 1, 1) over time, zero padded, on `[B, T, H, W, C]`.
 
-    Written as three matrix products on whole clips: 3-D convolutions with a 1x1 footprint are slow on
-    every XLA backend. The kernel keeps the checkpoint's `[3, 1, 1, in, out]`.
+    Written as three matrix products on whole clips: 3-D convolutions with a 1x1 footprint are slow
+    on every XLA backend. The kernel keeps the checkpoint's `[3, 1, 1, in, out]`.
     """
 
     features: int
@@ -118,13 +124,15 @@ class MixFactor(nn.Module):
 
 
 def sinusoid(positions: jax.Array, dim: int) -> jax.Array:
-    """Sinusoidal embedding `[..., dim]`, cosines first, in float32 (diffusers get_timestep_embedding).
+    """Sinusoidal embedding `[..., dim]`, cosines first, in float32.
 
     Frequencies `10000^(-i / (dim/2))`; positions are used as they are (SVD feeds 0.25 ln sigma).
     """
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * positions.ndim + (half,))
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(
+        (1,) * positions.ndim + (half,)
+    )
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -139,6 +147,22 @@ class TimestepMLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
         return nn.Dense(self.out_features, dtype=self.dtype, name="linear_2")(jax.nn.silu(x))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Phi(x), by erf in float32.
+
+    The exact form of jax.nn.gelu goes through erfc, which XLA:CPU does not fuse: its backward pass
+    takes twice the time and two more arrays of the size of x.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+@jax.checkpoint
+def _gated_gelu(value: jax.Array, gate: jax.Array) -> jax.Array:
+    """GEGLU's product; the backward pass keeps its two inputs and none of the steps between."""
+    return value * gelu(gate)
 
 
 class FeedForward(nn.Module):
@@ -159,8 +183,10 @@ class _GatedProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        value, gate = jnp.split(nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        value, gate = jnp.split(
+            nn.Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1
+        )
+        return _gated_gelu(value, gate)
 
 
 class Downsample(nn.Module):

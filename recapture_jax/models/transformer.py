@@ -13,8 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from recapture_jax.models.attention import attention, temporal_attention
-from recapture_jax.models.layers import FeedForward, GroupNorm, LayerNorm, MixFactor, TimestepMLP
-from recapture_jax.models.layers import per_frame, sinusoid
+from recapture_jax.models.layers import (
+    FeedForward,
+    GroupNorm,
+    LayerNorm,
+    MixFactor,
+    TimestepMLP,
+    per_frame,
+    sinusoid,
+)
 
 TABLES = "tables"  # the variable collection of precomputed constants
 
@@ -67,16 +74,23 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         b, t, s, c = x.shape
-        dense = {n: nn.Dense(c, use_bias=False, dtype=self.dtype, name=n) for n in ("to_q", "to_k", "to_v")}
+        dense = {
+            n: nn.Dense(c, use_bias=False, dtype=self.dtype, name=n)
+            for n in ("to_q", "to_k", "to_v")
+        }
         to_out = nn.Dense(c, dtype=self.dtype, name="to_out_0")
         context = context.astype(self.dtype)
         if self.plain or self.is_initializing():
             heads = (self.heads, c // self.heads)
             q = dense["to_q"](x).reshape(b, t * s, *heads)
-            k, v = (dense[n](context).reshape(b, context.shape[1], *heads) for n in ("to_k", "to_v"))
+            k, v = (
+                dense[n](context).reshape(b, context.shape[1], *heads) for n in ("to_k", "to_v")
+            )
             return to_out(attention(q, k, v, "xla").reshape(x.shape))
         if context.shape[1] != 1:
-            raise ValueError(f"context has {context.shape[1]} tokens, expected 1 (use plain_cross_attention)")
+            raise ValueError(
+                f"context has {context.shape[1]} tokens, expected 1 (use plain_cross_attention)"
+            )
         return _tabled(self, lambda: to_out(dense["to_v"](context)))[:, :, None]
 
 
@@ -100,7 +114,9 @@ class TransformerBlock(nn.Module):
         x = x + attn1(LayerNorm(name="norm1")(x))
         plain = self.plain_cross_attention
         attn2 = CrossAttention(self.heads, plain, self.dtype, name="attn2")
-        norm2 = LayerNorm(name="norm2")  # without effect on a one-token context, but part of the checkpoint
+        norm2 = LayerNorm(
+            name="norm2"
+        )  # without effect on a one-token context, but part of the checkpoint
         x = x + attn2(norm2(x) if plain or self.is_initializing() else x, context)
         return x + FeedForward(self.dtype, name="ff")(LayerNorm(name="norm3")(x))
 
@@ -127,7 +143,9 @@ class Transformer(nn.Module):
             position = _tabled(self, lambda: mlp(sinusoid(jnp.arange(t), c)))[None, :, None]
             mixer = MixFactor(name="time_mixer")
         for i in range(self.depth):
-            h = TransformerBlock(self.heads, False, *options, name=f"transformer_blocks_{i}")(h, context)
+            h = TransformerBlock(self.heads, False, *options, name=f"transformer_blocks_{i}")(
+                h, context
+            )
             if not self.image_only:
                 name = f"temporal_transformer_blocks_{i}"
                 block = TransformerBlock(self.heads, True, *options, name=name)

@@ -48,12 +48,19 @@ class UNetConfig:
         levels = len(self.block_out_channels)
         for field in ("down_block_types", "up_block_types", "num_attention_heads"):
             if len(getattr(self, field)) != levels:
-                raise ValueError(f"{field} has {len(getattr(self, field))} entries, expected {levels}")
-        unknown = set(self.down_block_types + self.up_block_types) - {*_ATTENTION_BLOCKS, *_PLAIN_BLOCKS}
+                raise ValueError(
+                    f"{field} has {len(getattr(self, field))} entries, expected {levels}"
+                )
+        unknown = set(self.down_block_types + self.up_block_types) - {
+            *_ATTENTION_BLOCKS,
+            *_PLAIN_BLOCKS,
+        }
         if unknown:
             raise ValueError(f"unknown block types {sorted(unknown)}: this is not an SVD U-Net")
         if self.groupnorm_eps not in EPSILON_CONVENTIONS:
-            raise ValueError(f"groupnorm_eps {self.groupnorm_eps!r}: expected {EPSILON_CONVENTIONS}")
+            raise ValueError(
+                f"groupnorm_eps {self.groupnorm_eps!r}: expected {EPSILON_CONVENTIONS}"
+            )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
@@ -74,7 +81,9 @@ class UNetConfig:
                 value = tuple(value)
                 if not isinstance(field.default, tuple):
                     if len(set(value)) != 1:
-                        raise ValueError(f"{field.name}={list(value)}: only one value for all levels is supported")
+                        raise ValueError(
+                            f"{field.name}={list(value)}: only one value for all levels is supported"
+                        )
                     value = value[0]
             values[field.name] = value
         return cls(**values)
@@ -140,12 +149,16 @@ class UNet(nn.Module):
             heads = cfg.num_attention_heads[i] if attends else None
             eps = self._epsilon(1e-6 if attends else 1e-5)
             last = i == levels - 1
-            block = DownBlock(widths[i], layers, heads, eps, not last, options, name=f"down_blocks_{i}")
+            block = DownBlock(
+                widths[i], layers, heads, eps, not last, options, name=f"down_blocks_{i}"
+            )
             x, new = block(x, embedding, context)
             skips += new
 
         heads = cfg.num_attention_heads[-1]
-        x = MidBlock(widths[-1], heads, self._epsilon(1e-5), options, name="mid_block")(x, embedding, context)
+        x = MidBlock(widths[-1], heads, self._epsilon(1e-5), options, name="mid_block")(
+            x, embedding, context
+        )
 
         for i, kind in enumerate(cfg.up_block_types):
             level = levels - 1 - i
@@ -154,7 +167,12 @@ class UNet(nn.Module):
             # Where h or w was odd on the way down, doubling overshoots: take the next skip's size.
             size = skips[-1].shape[2:4] if skips else None
             block = UpBlock(
-                widths[level], layers + 1, heads, self._epsilon(1e-6), options, name=f"up_blocks_{i}"
+                widths[level],
+                layers + 1,
+                heads,
+                self._epsilon(1e-6),
+                options,
+                name=f"up_blocks_{i}",
             )
             x = block(x, own, embedding, context, size)
 

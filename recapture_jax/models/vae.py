@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from recapture_jax.models.attention import attention
-from recapture_jax.models.layers import Downsample, GroupNorm, TemporalConv, Upsample, conv2d, per_frame
+from recapture_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    TemporalConv,
+    Upsample,
+    conv2d,
+    per_frame,
+)
 from recapture_jax.models.resnet import ResnetBlock, SpatioTemporalResBlock
 
 _EPSILON = 1e-6  # everywhere but in the decoder's temporal blocks
@@ -59,7 +66,9 @@ class _Attention(nn.Module):
         b, t, h, w, c = x.shape
         normed = per_frame(GroupNorm(_EPSILON, name="group_norm"), x).reshape(b * t, h * w, 1, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=n)(normed) for n in ("to_q", "to_k", "to_v"))
-        out = nn.Dense(c, dtype=self.dtype, name="to_out_0")(attention(q, k, v, self.implementation))
+        out = nn.Dense(c, dtype=self.dtype, name="to_out_0")(
+            attention(q, k, v, self.implementation)
+        )
         return x + out.reshape(x.shape)
 
 

@@ -47,7 +47,9 @@ def build(config: Mapping[str, Any], dtype=jnp.float32, **unet_options) -> Netwo
     return Networks(
         UNet(unet, dtype=dtype, **unet_options),
         # One 512-wide head: outside the limits of the fused kernel.
-        VAE(VAEConfig.from_dict(config["vae"]), dtype, "auto" if attention == "cudnn" else attention),
+        VAE(
+            VAEConfig.from_dict(config["vae"]), dtype, "auto" if attention == "cudnn" else attention
+        ),
         CLIPVision(CLIPVisionConfig.from_dict(config["image_encoder"]), dtype),
         int(config.get("num_frames", unet.num_frames)),
     )
@@ -59,7 +61,12 @@ def _example_inputs(component: str, networks: Networks) -> tuple:
         cfg = networks.unet.config
         side = 2 ** (len(cfg.block_out_channels) - 1)
         ids = cfg.projection_class_embeddings_input_dim // cfg.addition_time_embed_dim
-        shapes = [(1, 2, side, side, cfg.in_channels), (1,), (1, 1, cfg.cross_attention_dim), (1, ids)]
+        shapes = [
+            (1, 2, side, side, cfg.in_channels),
+            (1,),
+            (1, 1, cfg.cross_attention_dim),
+            (1, ids),
+        ]
     elif component == "vae":
         side = networks.vae.config.factor
         shapes = [(1, 2, side, side, networks.vae.config.in_channels)]

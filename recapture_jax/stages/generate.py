@@ -58,7 +58,13 @@ def generate(
 
 
 def _run(
-    model: VideoModel, params: dict, x: jax.Array, sigmas: np.ndarray, cond: Conditioning, scales, label: str
+    model: VideoModel,
+    params: dict,
+    x: jax.Array,
+    sigmas: np.ndarray,
+    cond: Conditioning,
+    scales,
+    label: str,
 ) -> jax.Array:
     bar = progress.bar(label, len(sigmas) - 1)
     try:
@@ -66,6 +72,8 @@ def _run(
         both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
         tables = model.tables(params, both if scales.max() > 1.0 else cond)
         denoise = Partial(model.sampling_denoiser, params, tables)
-        return sample_steps(denoise, x, sigmas, cond, guidance=scales, callback=lambda *_: bar.update())
+        return sample_steps(
+            denoise, x, sigmas, cond, guidance=scales, callback=lambda *_: bar.update()
+        )
     finally:
         bar.close()

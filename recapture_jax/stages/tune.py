@@ -39,7 +39,9 @@ def settings(tune) -> Settings:
     )
 
 
-def condition_on(model: VideoModel, image: jax.Array, num_frames: int, config, key: jax.Array) -> Conditioning:
+def condition_on(
+    model: VideoModel, image: jax.Array, num_frames: int, config, key: jax.Array
+) -> Conditioning:
     """The conditioning tuning and sampling share; `config` is the `generate` group."""
     return model.condition(
         image,
@@ -142,7 +144,9 @@ class Tuner:
         with contextlib.ExitStack() as stack:
             checkpoints = None
             if folder is not None:
-                checkpoints = stack.enter_context(TrainCheckpoints(folder, tune.checkpoint_every, keep=2))
+                checkpoints = stack.enter_context(
+                    TrainCheckpoints(folder, tune.checkpoint_every, keep=2)
+                )
             state, record = loop.fit(
                 step,
                 state,

@@ -88,12 +88,20 @@ class VideoModel:
         """
         latents = latents / self.networks.vae.config.scaling_factor
         parts = [
-            self._decode(self.params["vae"], latents[i : i + chunk]) for i in range(0, len(latents), chunk)
+            self._decode(self.params["vae"], latents[i : i + chunk])
+            for i in range(0, len(latents), chunk)
         ]
         return jnp.concatenate(parts)
 
     def condition(
-        self, image: jax.Array, num_frames: int, *, fps: float, motion_bucket: float, noise_aug: float, key: jax.Array
+        self,
+        image: jax.Array,
+        num_frames: int,
+        *,
+        fps: float,
+        motion_bucket: float,
+        noise_aug: float,
+        key: jax.Array,
     ) -> Conditioning:
         """Conditioning of one clip on its first frame.
 

@@ -45,7 +45,9 @@ def fit(
     """
     everywhere = replicated(mesh)
     if checkpoints is not None and checkpoints.latest() is not None:
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+        )
         state = checkpoints.restore(checkpoints.latest(), shapes)
         progress.say(f"{label}: resuming at step {int(state['step'])} of {steps}")
     state, frozen, base, data = replicate((state, dict(frozen), base, dict(data)), mesh)
@@ -55,7 +57,11 @@ def fit(
         return state, record
 
     begin = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=everywhere).lower(state, frozen, base, data).compile()
+    compiled = (
+        jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+        .lower(state, frozen, base, data)
+        .compile()
+    )
     record["compile_seconds"] = round(time.perf_counter() - begin, 2)
     progress.say(f"{label}: compiled in {record['compile_seconds']:.1f} s")
 
@@ -77,7 +83,9 @@ def fit(
         record["last"] = values
         if metrics is not None:
             metrics.write(stage=label, step=number, **values)
-        bar.set_postfix({k: f"{v:.4f}" for k, v in values.items() if k.startswith("loss")}, refresh=False)
+        bar.set_postfix(
+            {k: f"{v:.4f}" for k, v in values.items() if k.startswith("loss")}, refresh=False
+        )
 
     try:
         for number in range(done + 1, steps + 1):

@@ -27,7 +27,9 @@ KINDS = ("spatial", "temporal")
 NetworkOf = Callable[[Any, bool], edm.Network]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("latents", "mask", "cond"), meta_fields=())
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("latents", "mask", "cond"), meta_fields=()
+)
 @dataclasses.dataclass(frozen=True)
 class AnchorData:
     """What the temporal loss reads.
@@ -43,7 +45,9 @@ class AnchorData:
     cond: Conditioning
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("latents", "cond"), meta_fields=())
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("latents", "cond"), meta_fields=()
+)
 @dataclasses.dataclass(frozen=True)
 class SourceData:
     """What the spatial loss reads: A augmented versions of the T source frames.
@@ -81,7 +85,9 @@ class Settings:
         return edm.sample_sigma(key, (count,), mean=self.sigma_mean, std=self.sigma_std)
 
 
-def temporal_loss(network: edm.Network, data: AnchorData, key: jax.Array, settings: Settings) -> jax.Array:
+def temporal_loss(
+    network: edm.Network, data: AnchorData, key: jax.Array, settings: Settings
+) -> jax.Array:
     """Masked loss of `settings.draws` noised copies of the anchor."""
     sigma_key, noise_key = jax.random.split(key)
     n = settings.draws
@@ -91,10 +97,14 @@ def temporal_loss(network: edm.Network, data: AnchorData, key: jax.Array, settin
     cond = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), data.cond)
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
     mask = jnp.repeat(data.mask, n, axis=0)
-    return v_loss(prediction, z, noise, sigma, mask, form=settings.loss, normalise=settings.normalise)
+    return v_loss(
+        prediction, z, noise, sigma, mask, form=settings.loss, normalise=settings.normalise
+    )
 
 
-def spatial_loss(network: edm.Network, data: SourceData, key: jax.Array, settings: Settings) -> jax.Array:
+def spatial_loss(
+    network: edm.Network, data: SourceData, key: jax.Array, settings: Settings
+) -> jax.Array:
     """Loss of `settings.frames` random frames, each a clip of one frame to the image-only network."""
     version_key, frame_key, sigma_key, noise_key = jax.random.split(key, 4)
     n = settings.frames
@@ -121,12 +131,16 @@ def make_loss(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...
         if "spatial" in trained:
             network = network_of(base, True)
             with adapters(loras["spatial"]):
-                parts["spatial"] = spatial_loss(network, data["source"], jax.random.fold_in(key, 1), settings)
+                parts["spatial"] = spatial_loss(
+                    network, data["source"], jax.random.fold_in(key, 1), settings
+                )
         if "temporal" in trained:
             network = network_of(base, False)
             spatial = jax.lax.stop_gradient(loras.get("spatial") or frozen.get("spatial") or {})
             with adapters(spatial), adapters(loras["temporal"]):
-                parts["temporal"] = temporal_loss(network, data["anchor"], jax.random.fold_in(key, 0), settings)
+                parts["temporal"] = temporal_loss(
+                    network, data["anchor"], jax.random.fold_in(key, 0), settings
+                )
         total = joint_loss(
             parts.get("temporal", 0.0),
             parts.get("spatial", 0.0),
@@ -146,7 +160,11 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 def init_state(loras: Mapping, settings: Settings) -> dict:
     """Training state of the LoRAs in `loras`: `{"lora", "opt_state", "step"}`."""
     loras = dict(loras)
-    return {"lora": loras, "opt_state": optimizer(settings).init(loras), "step": jnp.zeros((), jnp.int32)}
+    return {
+        "lora": loras,
+        "opt_state": optimizer(settings).init(loras),
+        "step": jnp.zeros((), jnp.int32),
+    }
 
 
 def make_step(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...], seed: int):
