@@ -193,6 +193,8 @@ def _open_folder(src: Path, num_frames: int | None, variant: str | None) -> Sour
             configs[name] = read_json(path, "")
             files.append(path)
     configs.setdefault("scheduler", stability.SCHEDULER)
+    # The epsilon the weights were trained with; diffusers' own folders keep diffusers' (6e-5 apart).
+    configs["unet"].setdefault("groupnorm_eps", "stability")
     frames = num_frames or configs["unet"].get("num_frames")
     if not isinstance(frames, int) or frames < 1:
         raise ConversionError(
@@ -322,6 +324,8 @@ def _open_single(src: Path, num_frames: int | None, configs: Mapping[str, dict])
     for name in COMPONENTS:
         _check_class(configs[name], name, Path(f"the config of {name}"))
     configs.setdefault("scheduler", stability.SCHEDULER)
+    # The epsilon the weights were trained with; diffusers' own folders keep diffusers' (6e-5 apart).
+    configs["unet"].setdefault("groupnorm_eps", "stability")
     try:
         tables = {name: (stability.TABLES[name](configs[name]), MECHANICAL) for name in COMPONENTS}
     except (KeyError, TypeError) as error:

@@ -20,7 +20,7 @@ def case(**options):
 
 
 # Measured with jax 0.10.2 (MiB), each bound 15 % above.
-@pytest.mark.parametrize("remat, measured", [("none", 80_800), ("dots", 31_400), ("full", 2_360)])
+@pytest.mark.parametrize("remat, measured", [("none", 58_921), ("dots", 31_928), ("full", 2_458)])
 def test_kept_for_the_backward_pass_at_full_size(remat, measured):
     """14 x 576 x 1024 in bfloat16, traced only."""
     full = Case(SVD, 14, 576, 1024, remat, "chunked", jnp.bfloat16)

@@ -217,7 +217,9 @@ def _block(remat):
 def test_remat_wraps_every_resnet_and_transformer(params, remat, units):
     unet = network(remat=remat)
     trace = jax.make_jaxpr(lambda p: unet.apply({"params": p}, *inputs()))(params)
-    assert sum("remat" in eqn.primitive.name for eqn in trace.eqns) == units
+    # GEGLU's product is checkpointed always; a whole unit is known by its matrix products.
+    remats = [eqn for eqn in trace.eqns if "remat" in eqn.primitive.name]
+    assert sum("dot_general" in str(eqn.params["jaxpr"]) for eqn in remats) == units
 
 
 def test_bfloat16_network(params, literal):

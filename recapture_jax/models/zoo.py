@@ -1,7 +1,7 @@
 """The three networks of one video model, built from one configuration dictionary.
 
 The dictionary is what a converted model's `config.json` holds:
-`{"unet": {...}, "vae": {...}, "image_encoder": {...}, "num_frames": 14, "defaults": {...}}`.
+`{"unet": {...}, "vae": {...}, "image_encoder": {...}, "num_frames": 14}`.
 """
 
 import dataclasses
