@@ -85,7 +85,8 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     tune.spatial_weight = 1.0
     tune.sigma_mean = 0.7  # ln sigma ~ N(mean, std^2)
     tune.sigma_std = 1.6
-    tune.frames_per_step = 1  # source frames in one spatial step
+    tune.draws = 1  # noise draws of the anchor in one temporal step, spread over the mesh
+    tune.frames_per_step = 1  # source frames in one spatial step, likewise
     tune.augment = True  # random crops and flips of the source frames
     tune.checkpoint_every = 100  # steps
 
@@ -156,6 +157,7 @@ _RANGES = {
     "tune.spatial_weight": (0.0, math.inf),
     "tune.sigma_mean": (-20.0, 20.0),
     "tune.sigma_std": (1e-6, 20.0),
+    "tune.draws": (1, 4096),
     "tune.frames_per_step": (1, 4096),
     "tune.checkpoint_every": (1, 10**7),
     "generate.steps": (1, 1000),

@@ -25,9 +25,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batched(mesh: Mesh, batch: int) -> NamedSharding:
-    """Leading axis over `data` where it divides, else replicated."""
-    return NamedSharding(mesh, P("data") if batch % mesh.devices.size == 0 else P())
+def place_batch(mesh: Mesh):
+    """`place(batch, size)` for compiled steps: the leading axis of every array over `data`.
+
+    A size that does not divide over the devices stays replicated.
+    """
+
+    def place(batch, size: int):
+        spec = P("data") if size % mesh.devices.size == 0 else P()
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
+
+    return place
 
 
 def replicate(tree, mesh: Mesh):

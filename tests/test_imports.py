@@ -38,7 +38,7 @@ BELOW = {
             "video",
             "tuning",
         ),
-        *("checkpoints", "progress"),
+        *("checkpoints", "progress", "sharding"),
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
     "config": {"errors", "camera", "lora", "assets"},

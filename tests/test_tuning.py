@@ -37,8 +37,7 @@ def conditioning(batch, frames, seed):
     )
 
 
-@pytest.fixture(scope="module")
-def data():
+def make_data():
     rng = np.random.default_rng(0)
     mask = rng.random((1, T, H, W)) < 0.7
     latents = rng.standard_normal((1, T, H, W, C)).astype(np.float32)
@@ -47,6 +46,11 @@ def data():
         "anchor": AnchorData(jnp.asarray(latents), jnp.asarray(mask), conditioning(1, T, 1)),
         "source": SourceData(jnp.asarray(source), conditioning(2, 1, 2)),
     }
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
 
 
 def loras(params, kinds=("spatial", "temporal"), rank=2):
@@ -120,26 +124,27 @@ def test_masked_latents_have_exactly_no_gradient(tiny_model, tiny_params, data):
 
 
 def run(
-    tiny_model,
-    tiny_params,
+    model,
+    params,
     data,
     steps,
     trained=("temporal",),
     settings=None,
     frozen=None,
+    place=None,
     **options,
 ):
     settings = settings or Settings(learning_rate=5e-3)
-    lora = {k: lora_tree.init(jax.random.key(3), tiny_params["unet"], k, 2) for k in trained}
-    step = make_step(tiny_model.network, settings, trained, seed=0)
+    lora = {k: lora_tree.init(jax.random.key(3), params["unet"], k, 2) for k in trained}
+    step = make_step(model.network, settings, trained, 0, *([place] if place else []))
     return loop.fit(
         step,
         init_state(lora, settings),
         frozen or {},
-        tiny_model.params["unet"],
+        model.params["unet"],
         data,
         steps=steps,
-        mesh=sharding.make_mesh(1),
+        mesh=sharding.make_mesh(),
         label="test",
         **options,
     )
@@ -158,7 +163,7 @@ def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, t
 
 
 def test_tuning_lowers_the_masked_loss(tiny_model, tiny_params, data):
-    state, record = run(tiny_model, tiny_params, data, 60)
+    state, record = run(tiny_model, tiny_params, data, 40)
     loss = make_loss(tiny_model.network, Settings(draws=8), ("temporal",))
     value = jax.jit(
         lambda lora: loss(lora, {}, tiny_model.params["unet"], data, jax.random.key(99))[0]
@@ -186,7 +191,7 @@ from tiny import random_params, video_model
 from recapture_jax.checkpoints import TrainCheckpoints
 params = random_params()
 rng = np.random.default_rng(0)
-data = t.data.__wrapped__() if hasattr(t.data, "__wrapped__") else t.data.__pytest_wrapped__.obj()
+data = t.make_data()
 with TrainCheckpoints(pathlib.Path(sys.argv[1]), 1, 2) as checkpoints:
     state, _ = t.run(video_model(params), params, data, 40, checkpoints=checkpoints, checkpoint_every=5)
 flat = {{"/".join(map(str, k)): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(state["lora"])[0]}}

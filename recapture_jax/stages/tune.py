@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recapture_jax import progress
+from recapture_jax import progress, sharding
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.errors import InputError
@@ -35,6 +35,7 @@ def settings(tune) -> Settings:
         spatial_weight=tune.spatial_weight,
         sigma_mean=tune.sigma_mean,
         sigma_std=tune.sigma_std,
+        draws=tune.draws,
         frames=tune.frames_per_step,
     )
 
@@ -139,7 +140,8 @@ class Tuner:
         """
         tune = self.config.tune
         numbers = settings(tune)
-        step = make_step(self.model.network, numbers, trained, self.config.seed)
+        place = sharding.place_batch(self.mesh)
+        step = make_step(self.model.network, numbers, trained, self.config.seed, place)
         state = init_state({kind: self.init(kind) for kind in trained}, numbers)
         with contextlib.ExitStack() as stack:
             checkpoints = None

@@ -25,6 +25,12 @@ from recapture_jax.tuning.losses import joint_loss, v_loss
 KINDS = ("spatial", "temporal")
 # (U-Net parameters, image_only) -> F(c_in x, c_noise, cond)
 NetworkOf = Callable[[Any, bool], edm.Network]
+# Puts the arrays of a batch where they belong on the mesh, given the batch size.
+Place = Callable[[Any, int], Any]
+
+
+def _anywhere(batch: Any, size: int) -> Any:
+    return batch
 
 
 @functools.partial(
@@ -86,24 +92,30 @@ class Settings:
 
 
 def temporal_loss(
-    network: edm.Network, data: AnchorData, key: jax.Array, settings: Settings
+    network: edm.Network,
+    data: AnchorData,
+    key: jax.Array,
+    settings: Settings,
+    place: Place = _anywhere,
 ) -> jax.Array:
     """Masked loss of `settings.draws` noised copies of the anchor."""
     sigma_key, noise_key = jax.random.split(key)
     n = settings.draws
-    sigma = settings.sigmas(sigma_key, n)
-    z = jnp.repeat(data.latents, n, axis=0)
-    noise = jax.random.normal(noise_key, z.shape)
-    cond = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), data.cond)
+    noise = jax.random.normal(noise_key, (n, *data.latents.shape[1:]))
+    copies = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (data.latents, data.mask, data.cond))
+    sigma, noise, (z, mask, cond) = place((settings.sigmas(sigma_key, n), noise, copies), n)
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
-    mask = jnp.repeat(data.mask, n, axis=0)
     return v_loss(
         prediction, z, noise, sigma, mask, form=settings.loss, normalise=settings.normalise
     )
 
 
 def spatial_loss(
-    network: edm.Network, data: SourceData, key: jax.Array, settings: Settings
+    network: edm.Network,
+    data: SourceData,
+    key: jax.Array,
+    settings: Settings,
+    place: Place = _anywhere,
 ) -> jax.Array:
     """Loss of `settings.frames` random frames, each a clip of one frame to the image-only network."""
     version_key, frame_key, sigma_key, noise_key = jax.random.split(key, 4)
@@ -113,13 +125,18 @@ def spatial_loss(
     frame = jax.random.randint(frame_key, (n,), 0, frames)
     z = data.latents[version, frame][:, None]
     cond = jax.tree.map(lambda x: x[version], data.cond)
-    sigma = settings.sigmas(sigma_key, n)
     noise = jax.random.normal(noise_key, z.shape)
+    sigma, noise, z, cond = place((settings.sigmas(sigma_key, n), noise, z, cond), n)
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
     return v_loss(prediction, z, noise, sigma, form=settings.loss)
 
 
-def make_loss(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...]):
+def make_loss(
+    network_of: NetworkOf,
+    settings: Settings,
+    trained: tuple[str, ...],
+    place: Place = _anywhere,
+):
     """`loss(loras, frozen, base, data, key) -> (total, {name: loss})` of the LoRAs in `trained`.
 
     `loras` and `frozen` map 'spatial' and 'temporal' to deltas; `data` maps 'source' and 'anchor' to what
@@ -132,14 +149,14 @@ def make_loss(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...
             network = network_of(base, True)
             with adapters(loras["spatial"]):
                 parts["spatial"] = spatial_loss(
-                    network, data["source"], jax.random.fold_in(key, 1), settings
+                    network, data["source"], jax.random.fold_in(key, 1), settings, place
                 )
         if "temporal" in trained:
             network = network_of(base, False)
             spatial = jax.lax.stop_gradient(loras.get("spatial") or frozen.get("spatial") or {})
             with adapters(spatial), adapters(loras["temporal"]):
                 parts["temporal"] = temporal_loss(
-                    network, data["anchor"], jax.random.fold_in(key, 0), settings
+                    network, data["anchor"], jax.random.fold_in(key, 0), settings, place
                 )
         total = joint_loss(
             parts.get("temporal", 0.0),
@@ -167,12 +184,18 @@ def init_state(loras: Mapping, settings: Settings) -> dict:
     }
 
 
-def make_step(network_of: NetworkOf, settings: Settings, trained: tuple[str, ...], seed: int):
+def make_step(
+    network_of: NetworkOf,
+    settings: Settings,
+    trained: tuple[str, ...],
+    seed: int,
+    place: Place = _anywhere,
+):
     """`step(state, frozen, base, data) -> (state, metrics)`, to be jitted with `state` donated.
 
     The randomness of step n is a function of (seed, n) alone, so a resumed run repeats it exactly.
     """
-    loss = make_loss(network_of, settings, trained)
+    loss = make_loss(network_of, settings, trained, place)
     update = optimizer(settings).update
 
     def step(state: dict, frozen: Mapping, base: Any, data: Mapping):
