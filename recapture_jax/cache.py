@@ -58,7 +58,6 @@ class StageCache:
         """A temporary folder that becomes the entry when the body ends well, and goes otherwise."""
         with atomic_folder(self.entry(stage, key)) as folder:
             yield folder
-        shutil.rmtree(self.work(stage, key), ignore_errors=True)
 
 
 @contextlib.contextmanager

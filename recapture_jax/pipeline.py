@@ -13,6 +13,7 @@ import json
 import pathlib
 import platform
 import re
+import shutil
 import time
 from typing import Any
 
@@ -241,28 +242,41 @@ class _Run:
                 caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
         return anchor
 
+    def _lora_keys(self) -> dict[str, str]:
+        """Cache keys of both LoRAs. The spatial one knows nothing of the camera path."""
+        groups = self._parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
+        told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
+        unrelated = ("temporal_weight", "draws", "schedule", "checkpoint_every")
+        tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
+        lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
+        own = {"inputs": self.inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
+        spatial = caching.key("spatial", **own)
+        groups["tune"].pop("checkpoint_every")
+        temporal = caching.key(
+            "temporal", anchor=self.anchor_key, spatial=spatial, groups=groups, told=told
+        )
+        return {"spatial": spatial, "temporal": temporal}
+
     def _tune(self, anchor: Anchor) -> dict:
-        """Both LoRAs. The spatial one does not depend on the camera path, nor on the temporal one."""
+        """Both LoRAs, from the cache or fitted.
+
+        With 'spatial_first' the temporal LoRA is fitted beside the finished spatial one, which can
+        be that of an earlier run. With 'joint' both are fitted in one step, always: were a cached
+        spatial LoRA used, the result would depend on what had been run before.
+        """
         cfg = self.config
         mesh = sharding.make_mesh(cfg.mesh.data)
-        shared = {
-            "inputs": self.inputs,
-            "groups": self._parts("model", "video", "lora", "tune", "generate"),
-        }
-        shared["groups"]["seed"] = cfg.seed
-        spatial_key = caching.key("spatial", **shared)
-        temporal_key = caching.key("temporal", anchor=self.anchor_key, **shared)
+        self.lora_keys = keys = self._lora_keys()
         loras = {}
-        for kind, key in (("spatial", spatial_key), ("temporal", temporal_key)):
+        for kind, key in keys.items():
             if self.cache.has(kind, key):
                 self.stages[kind] = "cached"
                 loras[kind] = load_lora(self.cache.entry(kind, key) / "lora.safetensors")
-        missing = tuple(
-            k for k in ("spatial", "temporal") if k not in loras and cfg.tune[f"{k}_weight"] > 0
-        )
-        together = cfg.tune.schedule == "joint" and len(missing) == 2
-        keys = {"spatial": spatial_key, "temporal": temporal_key}
-        for trained in [missing] if together else [(kind,) for kind in missing]:
+        wanted = tuple(kind for kind in keys if cfg.tune[f"{kind}_weight"] > 0)
+        missing = tuple(kind for kind in wanted if kind not in loras)
+        together = cfg.tune.schedule == "joint" and "temporal" in missing and len(wanted) == 2
+        rounds = [wanted] if together else [(kind,) for kind in missing]
+        for trained in rounds:
             label = "+".join(trained)
             with contextlib.ExitStack() as stack:
                 for kind in trained:
@@ -289,7 +303,7 @@ class _Run:
                     with self.cache.writing(kind, keys[kind]) as folder:
                         self._save_lora(folder / "lora.safetensors", kind, fitted[kind])
                         (folder / "metrics.jsonl").write_text((work / "metrics.jsonl").read_text())
-        self.lora_keys = keys
+            shutil.rmtree(work, ignore_errors=True)
         return loras
 
     def _save_lora(self, path: pathlib.Path, kind: str, lora: dict) -> None:
