@@ -163,7 +163,7 @@ def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, t
 
 
 def test_tuning_lowers_the_masked_loss(tiny_model, tiny_params, data):
-    state, record = run(tiny_model, tiny_params, data, 40)
+    state, record = run(tiny_model, tiny_params, data, 100)
     loss = make_loss(tiny_model.network, Settings(draws=8), ("temporal",))
     value = jax.jit(
         lambda lora: loss(lora, {}, tiny_model.params["unet"], data, jax.random.key(99))[0]
