@@ -9,7 +9,6 @@ tensor is used exactly once and every leaf of the tree is filled, or nothing is 
 is float32, holds the source's SHA-256 as metadata and is the same bytes every time. Needs `onnx`.
 """
 
-import argparse
 import hashlib
 import sys
 from collections import Counter
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from converters.command import Parser, run
 from converters.rules import ConversionError, Transform, flat_shapes
-from recapture_jax.errors import InputError
 from recapture_jax.models import fastdepth as model
 
 FILE_NAME = "fastdepth.safetensors"
@@ -250,24 +249,17 @@ def _listed(*groups: list[str]) -> str:
     return "; ".join(parts)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{message}; see --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0, or 2 for bad input)."""
-    parser = _Parser(prog="python -m converters.fastdepth", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m converters.fastdepth", description=__doc__.split("\n")[0])
     parser.add_argument("--src", required=True, help="fastdepth_7.onnx")
     parser.add_argument("--dst", required=True, help=f"folder, or file like {FILE_NAME}")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    try:
-        flags = parser.parse_args(argv)
-        convert(flags.src, flags.dst, overwrite=flags.overwrite, say=print)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run(
+        parser,
+        argv,
+        lambda flags: convert(flags.src, flags.dst, overwrite=flags.overwrite, say=print),
+    )
 
 
 if __name__ == "__main__":

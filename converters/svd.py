@@ -13,7 +13,6 @@ and appears whole or not at all. Bad input exits with code 2 and one line. One c
 is in memory at a time, twice while it is written.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -27,9 +26,9 @@ import ml_dtypes
 import numpy as np
 
 from converters import sources, stability
+from converters.command import Parser, run
 from converters.rules import ConversionError, Fill, Shape, build_tree, flat_shapes, plan
 from recapture_jax.checkpoints import save_tree
-from recapture_jax.errors import InputError
 from recapture_jax.models.zoo import abstract_params
 
 VERSION = 1  # raised when the same source would give another tree
@@ -187,14 +186,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{message}; see --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0, or 2 for bad input)."""
-    parser = _Parser(prog="python -m converters.svd", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m converters.svd", description=__doc__.split("\n")[0])
     parser.add_argument("--src", required=True, help="diffusers folder, or svd[_xt].safetensors")
     parser.add_argument("--dst", required=True, help="folder to write; must not exist")
     parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES))
@@ -202,11 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", help="weights of a folder: '' or fp16; default: '' if present")
     parser.add_argument("--configs", help="JSON with the three configs, for other sizes (one file)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion")
-    try:
-        flags = parser.parse_args(argv)
-        configs = (
-            sources.read_json(Path(flags.configs), "give a JSON file") if flags.configs else None
-        )
+
+    def work(flags) -> None:
+        remedy = "give a JSON file"
+        configs = sources.read_json(Path(flags.configs), remedy) if flags.configs else None
         convert(
             flags.src,
             flags.dst,
@@ -217,10 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=flags.overwrite,
             say=print,
         )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run(parser, argv, work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Studies, each with its commands and the numbers they gave."""

@@ -20,7 +20,6 @@ BELOW = {
     "scenes": {"errors", "camera", "geometry"},
     "video": {"errors"},
     "depth": {"errors", "geometry", "models", "assets", "progress", "checkpoints"},
-    "evaluation": {"errors", "camera", "geometry"},
     "cache": {"errors"},
     "checkpoints": {"errors"},
     "sharding": {"errors"},

@@ -1,0 +1,1 @@
+"""Cameras, poses, film moves and trajectories."""

@@ -1,0 +1,1 @@
+"""Depth of a clip: networks, files, and evening out over time."""

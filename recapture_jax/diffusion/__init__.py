@@ -1,0 +1,1 @@
+"""EDM: preconditioning, schedules, guidance, sampling. Knows no networks."""

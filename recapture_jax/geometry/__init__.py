@@ -1,0 +1,1 @@
+"""Projection, splatting and masks."""

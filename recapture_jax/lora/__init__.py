@@ -1,0 +1,1 @@
+"""LoRA as deltas outside the parameter tree."""

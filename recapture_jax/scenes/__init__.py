@@ -1,0 +1,1 @@
+"""Procedural dynamic scenes with exact depth and exact novel views."""

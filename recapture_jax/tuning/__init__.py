@@ -1,0 +1,1 @@
+"""The losses, the compiled step and the loop of masked fine-tuning."""
