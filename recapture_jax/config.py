@@ -60,7 +60,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.anchor = anchor = ml_collections.ConfigDict()
     anchor.taps = 2  # splat window of 2*taps pixels; 2 covers magnification up to 3
     anchor.tau = 0.02  # relative depth tolerance of the splat
-    anchor.tearing = 0.05  # drop points where depth varies by more than this share over 5x5 pixels
+    anchor.tearing = 0.05  # drop points where depth varies by more over 5x5 pixels (at 576 px)
     anchor.close = 3  # close holes narrower than this many pixels
     anchor.erode = 2  # pixels taken off the known region at holes
 

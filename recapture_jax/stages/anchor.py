@@ -19,6 +19,11 @@ from recapture_jax.geometry.splat import render_anchor
 from recapture_jax.video.clip import Clip
 
 
+# `anchor.tearing` is meant for frames of this short side: on smaller ones the same surface spans
+# fewer pixels, so its depth changes by more over the filter's window.
+TEARING_SIDE = 576
+
+
 @dataclasses.dataclass(frozen=True)
 class Anchor:
     """The rough re-filmed clip.
@@ -70,7 +75,7 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: 
         path,
         taps=config.taps,
         tau=config.tau,
-        tearing_threshold=config.tearing or None,
+        tearing_threshold=config.tearing * max(1.0, TEARING_SIDE / min(clip.size)) or None,
     )
     empty = np.flatnonzero(~np.asarray(raw_mask).any(axis=(1, 2)))
     if empty.size:
