@@ -118,6 +118,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     if variant == "smoke":
         video.num_frames = 4
         tune.steps, tune.checkpoint_every = 4, 2
+        tune.augment = False
         generate.steps, generate.sdedit_steps = 3, 1
     if variant in ("svd", "svd_xt"):
         video.short_side, video.multiple = 576, 64

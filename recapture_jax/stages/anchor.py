@@ -18,7 +18,6 @@ from recapture_jax.geometry import masks
 from recapture_jax.geometry.splat import render_anchor
 from recapture_jax.video.clip import Clip
 
-
 # `anchor.tearing` is meant for frames of this short side: on smaller ones the same surface spans
 # fewer pixels, so its depth changes by more over the filter's window.
 TEARING_SIDE = 576
