@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from converters import svd
@@ -307,3 +308,19 @@ def run_main(capsys, *argv):
     code = svd.main([str(arg) for arg in argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes_once():
+    """Tracing the modules takes a second per configuration; the tests share a handful."""
+    real, known = svd.target_shapes, {}
+
+    def target_shapes(component, config):
+        key = component, json.dumps(config, sort_keys=True)
+        if key not in known:
+            known[key] = real(component, config)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(svd, "target_shapes", target_shapes)
+        yield

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import svd_layouts as layouts
 from safetensors.numpy import load_file, save_file
+from svd_layouts import shapes_once  # noqa: F401  (an autouse fixture)
 
 from converters import rules, sources, stability, svd
 from converters.rules import MECHANICAL, ConversionError, Rule, Transform, plan, resolve
@@ -22,22 +23,6 @@ KEYS = Path(__file__).parent / "data" / "svd_keys"
 
 def _manifest(name):
     return {key: tuple(s) for key, s in json.loads((KEYS / f"{name}.json").read_text()).items()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shapes_once():
-    """Tracing the modules takes a second per configuration; the tests share a handful."""
-    real, known = svd.target_shapes, {}
-
-    def target_shapes(component, config):
-        key = component, json.dumps(config, sort_keys=True)
-        if key not in known:
-            known[key] = real(component, config)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svd, "target_shapes", target_shapes)
-        yield
 
 
 # ---- rules --------------------------------------------------------------------------------------

@@ -6,26 +6,11 @@ import numpy as np
 import pytest
 import svd_layouts as layouts
 from safetensors.numpy import load_file, save_file
+from svd_layouts import shapes_once  # noqa: F401  (an autouse fixture)
 
-from converters import sources, svd
+from converters import sources
 from converters.rules import ConversionError
 from recapture_jax.errors import InputError
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shapes_once():
-    """Tracing the modules takes a second per configuration; the tests share a handful."""
-    real, known = svd.target_shapes, {}
-
-    def target_shapes(component, config):
-        key = component, json.dumps(config, sort_keys=True)
-        if key not in known:
-            known[key] = real(component, config)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(svd, "target_shapes", target_shapes)
-        yield
 
 
 @pytest.fixture(scope="module")

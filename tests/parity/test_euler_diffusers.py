@@ -21,7 +21,7 @@ from recapture_jax.diffusion.sampling import (
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from torch_params import rel_error  # noqa: E402  (needs torch)
+from torch_params import SCHEDULER, rel_error  # noqa: E402  (needs torch)
 
 STEPS = [1, 2, 25]
 SHAPE = (2, 3, 4, 5, 4)
@@ -29,20 +29,7 @@ PER_STEP = 1e-6
 
 
 def scheduler(n=None, sigmas=None):
-    made = diffusers.EulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        interpolation_type="linear",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        steps_offset=1,
-    )
+    made = diffusers.EulerDiscreteScheduler(**SCHEDULER)
     if sigmas is None:
         made.set_timesteps(n)
     else:

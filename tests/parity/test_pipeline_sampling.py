@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 from diffusers.pipelines.stable_video_diffusion import (  # noqa: E402
     pipeline_stable_video_diffusion as svd_pipeline,
 )
-from torch_params import flax_from_torch, randomise, rel_error  # noqa: E402
+from torch_params import SCHEDULER, flax_from_torch, randomise, rel_error  # noqa: E402
 
 # 3e-6 measured. Single steps agree to 1e-6 only: diffusers' form of Euler rounds more than ours.
 TOLERANCE = 2e-5
@@ -60,21 +60,6 @@ CLIP = dict(
     projection_dim=32,
     layer_norm_eps=1e-5,
     hidden_act="gelu",
-)
-# SVD's scheduler/scheduler_config.json.
-SCHEDULER = dict(
-    num_train_timesteps=1000,
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    prediction_type="v_prediction",
-    interpolation_type="linear",
-    use_karras_sigmas=True,
-    sigma_min=0.002,
-    sigma_max=700.0,
-    timestep_spacing="leading",
-    timestep_type="continuous",
-    steps_offset=1,
 )
 
 

@@ -10,6 +10,22 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+# SVD's scheduler/scheduler_config.json.
+SCHEDULER = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    interpolation_type="linear",
+    use_karras_sigmas=True,
+    sigma_min=0.002,
+    sigma_max=700.0,
+    timestep_spacing="leading",
+    timestep_type="continuous",
+    steps_offset=1,
+)
+
 
 def flax_from_torch(module_or_state_dict: torch.nn.Module | Mapping[str, torch.Tensor]) -> dict:
     """Nested dict of float32 numpy arrays, named and laid out by one mechanical rule.
