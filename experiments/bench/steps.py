@@ -2,8 +2,8 @@
 
     python -m experiments.bench.steps            # needs the [test] extra
 
-Both sides hold the same random weights in float32 on the same device and are timed in turn, A B A B, in one
-process; the ratio of the medians is what counts. Training: masked v-loss of the temporal rank-16 LoRA on one
+Both sides hold random weights of the same network in float32 on the same device and are timed in turn, A B A
+B, in one process; the ratio of the medians is what counts. Training: masked v-loss of the temporal rank-16 LoRA on one
 14-frame clip, forward, backward and AdamW. Sampling: one guided Euler step (a batch of two).
 """
 
@@ -86,9 +86,17 @@ def theirs(inputs: dict):
     import peft
     import torch
 
-    known = {k: v for k, v in CONFIG["unet"].items() if k != "groupnorm_eps"}
+    def build():
+        own = ("groupnorm_eps", "norm_num_groups")
+        known = {k: v for k, v in CONFIG["unet"].items() if k not in own}
+        unet = diffusers.UNetSpatioTemporalConditionModel(**known).requires_grad_(False)
+        for module in unet.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.num_groups = CONFIG["unet"]["norm_num_groups"]
+        return unet
+
     torch.manual_seed(0)
-    unet = diffusers.UNetSpatioTemporalConditionModel(**known).requires_grad_(False)
+    unet = build()
     channels_first = (0, 1, 4, 2, 3)
     video = {
         n: torch.from_numpy(inputs[n].transpose(channels_first))
@@ -118,7 +126,7 @@ def theirs(inputs: dict):
     sample()  # before the adapters go in, as theirs would be merged too
     targets = r".*\.temporal_transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
     plain_sample = sample
-    tuned = diffusers.UNetSpatioTemporalConditionModel(**known).requires_grad_(False)
+    tuned = build()
     peft.inject_adapter_in_model(
         peft.LoraConfig(
             r=_RANK, lora_alpha=_RANK, init_lora_weights="gaussian", target_modules=targets

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from scipy.stats import norm
 
 from experiments.pretrain_small import autoencoder, loop
 from experiments.pretrain_small.architecture import CONFIG, FPS
@@ -64,10 +65,9 @@ def cache_latents(
 
 
 def training_loss(networks: zoo.Networks, params: dict, key: jax.Array, batch: dict) -> jax.Array:
-    """v-loss of one batch of clips with random levels; `batch` comes from `make_batch`."""
-    sigma_key, noise_key, drop_key = jax.random.split(key, 3)
-    z = batch["video"].astype(jnp.float32)
-    sigma = edm.sample_sigma(sigma_key, z.shape[:1])
+    """v-loss of one batch of clips at its levels; `batch` comes from `make_batch`."""
+    noise_key, drop_key = jax.random.split(key)
+    z, sigma = batch["video"].astype(jnp.float32), batch["sigma"]
     noise = jax.random.normal(noise_key, z.shape)
     context = networks.image_encoder.apply(
         {"params": params["image_encoder"]}, batch["pixels"].astype(jnp.float32)
@@ -106,6 +106,17 @@ def make_batch(cache: dict, indices: np.ndarray, backwards: np.ndarray, scale: f
     }
 
 
+def spread_sigmas(first: int, count: int) -> np.ndarray:
+    """Members `first` to `first + count` of a golden-ratio sequence of SVD's training levels.
+
+    Small batches see every range of levels at a steady rate; independent draws would not.
+    """
+    quantiles = ((np.arange(first, first + count) * 0.6180339887498949 + 0.5) % 1.0).clip(
+        1e-4, 0.9999
+    )
+    return np.exp(edm.SIGMA_MEAN + edm.SIGMA_STD * norm.ppf(quantiles)).astype(np.float32)
+
+
 def train(
     workdir: pathlib.Path, cache: dict, scale: float, steps: int, minutes: float, batch_size: int
 ) -> dict:
@@ -113,13 +124,13 @@ def train(
     params = {
         name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(("unet", "image_encoder"))
     }
-    # A network that starts by predicting zero loses less to its first thousand steps.
-    params["unet"]["conv_out"]["kernel"] = np.zeros_like(params["unet"]["conv_out"]["kernel"])
+    params["unet"] = loop.start_quiet(params["unet"], ("conv2", "proj_out", "conv_out"))
 
     def batch(step: int) -> dict:
         rng = np.random.default_rng((11, step))
         indices = rng.integers(len(cache["video"]), size=batch_size)
-        return make_batch(cache, indices, rng.random(batch_size) < 0.3, scale)
+        inputs = make_batch(cache, indices, rng.random(batch_size) < 0.3, scale)
+        return inputs | {"sigma": spread_sigmas(step * batch_size, batch_size)}
 
     def loss(params, key, inputs):
         return training_loss(networks, params, key, inputs)
@@ -131,7 +142,7 @@ def train(
         loss,
         batch,
         steps=steps,
-        learning_rate=6e-4,
+        learning_rate=8e-4,
         minutes=minutes,
         ema_decay=0.999,
     )

@@ -9,12 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.pretrain_small.data import Journal
 
 
 def schedule(peak: float, steps: int, warmup: int = 200) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 0.02 * peak)
+
+
+def start_quiet(params: dict, layers: tuple[str, ...]) -> dict:
+    """Zeroes the kernels of the named layers: those that end residual branches, as latent diffusion starts.
+
+    The network begins as the few convolutions on its direct path.
+    """
+    flat = flatten_dict(params, sep="/")
+    ends = tuple(f"{name}/kernel" for name in layers)
+    quiet = {k: np.zeros_like(v) if k.endswith(ends) else v for k, v in flat.items()}
+    return unflatten_dict(quiet, sep="/")
 
 
 def train(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-NORM_GROUPS = 32  # every GroupNorm of SVD has 32 groups
+NORM_GROUPS = 32  # of every GroupNorm of SVD; a configuration of narrow networks may ask for fewer
 
 
 class GroupNorm(nn.Module):

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from recapture_jax.models.layers import GroupNorm, MixFactor, TemporalConv, conv2d, per_frame
+from recapture_jax.models.layers import (
+    NORM_GROUPS,
+    GroupNorm,
+    MixFactor,
+    TemporalConv,
+    conv2d,
+    per_frame,
+)
 
 
 def _add_embedding(x: jax.Array, embedding: jax.Array | None, features: int, dtype) -> jax.Array:
@@ -22,13 +29,14 @@ class ResnetBlock(nn.Module):
     features: int
     epsilon: float
     dtype: jnp.dtype = jnp.float32
+    norm_groups: int = NORM_GROUPS
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        h = per_frame(GroupNorm(self.epsilon, name="norm1"), x)
+        h = per_frame(GroupNorm(self.epsilon, self.norm_groups, name="norm1"), x)
         h = per_frame(conv2d(self.features, 3, "conv1", self.dtype), jax.nn.silu(h))
         h = _add_embedding(h, embedding, self.features, self.dtype)
-        h = per_frame(GroupNorm(self.epsilon, name="norm2"), h)
+        h = per_frame(GroupNorm(self.epsilon, self.norm_groups, name="norm2"), h)
         h = per_frame(conv2d(self.features, 3, "conv2", self.dtype), jax.nn.silu(h))
         if x.shape[-1] != self.features:
             x = per_frame(conv2d(self.features, 1, "conv_shortcut", self.dtype), x)
@@ -41,13 +49,14 @@ class TemporalResnetBlock(nn.Module):
     features: int
     epsilon: float
     dtype: jnp.dtype = jnp.float32
+    norm_groups: int = NORM_GROUPS
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        h = jax.nn.silu(GroupNorm(self.epsilon, name="norm1")(x))
+        h = jax.nn.silu(GroupNorm(self.epsilon, self.norm_groups, name="norm1")(x))
         h = TemporalConv(self.features, self.dtype, name="conv1")(h)
         h = _add_embedding(h, embedding, self.features, self.dtype)
-        h = jax.nn.silu(GroupNorm(self.epsilon, name="norm2")(h))
+        h = jax.nn.silu(GroupNorm(self.epsilon, self.norm_groups, name="norm2")(h))
         return x + TemporalConv(self.features, self.dtype, name="conv2")(h)
 
 
@@ -64,15 +73,17 @@ class SpatioTemporalResBlock(nn.Module):
     mix_init: float = 0.5
     mix_swap: bool = False
     dtype: jnp.dtype = jnp.float32
+    norm_groups: int = NORM_GROUPS
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array | None = None) -> jax.Array:
-        block = ResnetBlock(self.features, self.epsilon, self.dtype, name="spatial_res_block")
+        options = (self.dtype, self.norm_groups)
+        block = ResnetBlock(self.features, self.epsilon, *options, name="spatial_res_block")
         spatial = block(x, embedding)
         if self.image_only:
             return spatial
         block = TemporalResnetBlock(
-            self.features, self.temporal_epsilon, self.dtype, name="temporal_res_block"
+            self.features, self.temporal_epsilon, *options, name="temporal_res_block"
         )
         temporal = block(spatial, embedding)
         return MixFactor(self.mix_init, self.mix_swap, name="time_mixer")(spatial, temporal)

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from recapture_jax.models.attention import attention, temporal_attention
 from recapture_jax.models.layers import (
+    NORM_GROUPS,
     FeedForward,
     GroupNorm,
     LayerNorm,
@@ -130,11 +131,12 @@ class Transformer(nn.Module):
     plain_cross_attention: bool = False
     attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
+    norm_groups: int = NORM_GROUPS
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         b, t, height, width, c = x.shape
-        h = per_frame(GroupNorm(1e-6, name="norm"), x)
+        h = per_frame(GroupNorm(1e-6, self.norm_groups, name="norm"), x)
         h = nn.Dense(c, dtype=self.dtype, name="proj_in")(h.reshape(b, t, height * width, c))
         options = (self.plain_cross_attention, self.attention, self.dtype)
         position = mixer = None

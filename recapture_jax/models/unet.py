@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from recapture_jax.models.layers import GroupNorm, TimestepMLP, conv2d, per_frame, sinusoid
+from recapture_jax.models.layers import (
+    NORM_GROUPS,
+    GroupNorm,
+    TimestepMLP,
+    conv2d,
+    per_frame,
+    sinusoid,
+)
 from recapture_jax.models.unet_blocks import BlockOptions, DownBlock, MidBlock, UpBlock
 
 _ATTENTION_BLOCKS = ("CrossAttnDownBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
@@ -26,6 +33,8 @@ class UNetConfig:
     """Sizes of the network; the defaults are Stable Video Diffusion's. Fields as in diffusers' JSON.
 
     Attributes:
+      norm_num_groups: groups of every GroupNorm (SVD: 32, of 10 channels and more). With as many groups
+        as channels a norm forgets every channel's mean, so narrow networks need fewer.
       groupnorm_eps: 'diffusers' or 'stability', see `unet_blocks`. The released weights were trained
         with 'stability'; 'diffusers' is what public pipelines run.
     """
@@ -42,6 +51,7 @@ class UNetConfig:
     transformer_layers_per_block: int = 1
     num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
     num_frames: int = 14
+    norm_num_groups: int = NORM_GROUPS
     groupnorm_eps: str = "diffusers"
 
     def __post_init__(self):
@@ -139,6 +149,7 @@ class UNet(nn.Module):
             self.attention,
             self.remat,
             self.dtype,
+            cfg.norm_num_groups,
         )
         embedding = self._embed(timestep, added_time_ids)
         x = per_frame(conv2d(widths[0], 3, "conv_in", self.dtype), sample.astype(self.dtype))
@@ -176,7 +187,8 @@ class UNet(nn.Module):
             )
             x = block(x, own, embedding, context, size)
 
-        x = jax.nn.silu(per_frame(GroupNorm(1e-5, name="conv_norm_out"), x))
+        norm = GroupNorm(1e-5, cfg.norm_num_groups, name="conv_norm_out")
+        x = jax.nn.silu(per_frame(norm, x))
         return per_frame(conv2d(cfg.out_channels, 3, "conv_out", self.dtype), x).astype(jnp.float32)
 
     def _epsilon(self, diffusers: float) -> float:

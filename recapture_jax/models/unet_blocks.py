@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from recapture_jax.models.layers import Downsample, Upsample
+from recapture_jax.models.layers import NORM_GROUPS, Downsample, Upsample
 from recapture_jax.models.resnet import SpatioTemporalResBlock
 from recapture_jax.models.transformer import Transformer
 
@@ -33,6 +33,7 @@ class BlockOptions:
       attention: see `attention.IMPLEMENTATIONS`.
       remat: one of `REMAT_POLICIES`; applies to each residual block and transformer.
       dtype: of weights' use and activations.
+      norm_groups: of every GroupNorm.
     """
 
     depth: int = 1
@@ -41,6 +42,7 @@ class BlockOptions:
     attention: str = "auto"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    norm_groups: int = NORM_GROUPS
 
     def _wrap(self, module):
         policy = REMAT_POLICIES[self.remat]
@@ -49,7 +51,13 @@ class BlockOptions:
     def resnet(self, features: int, epsilon: float, index: int) -> nn.Module:
         block = self._wrap(SpatioTemporalResBlock)
         return block(
-            features, epsilon, epsilon, self.image_only, dtype=self.dtype, name=f"resnets_{index}"
+            features,
+            epsilon,
+            epsilon,
+            self.image_only,
+            dtype=self.dtype,
+            norm_groups=self.norm_groups,
+            name=f"resnets_{index}",
         )
 
     def transformer(self, heads: int, index: int) -> nn.Module:
@@ -60,6 +68,7 @@ class BlockOptions:
             self.plain_cross_attention,
             self.attention,
             self.dtype,
+            self.norm_groups,
             name=f"attentions_{index}",
         )
 

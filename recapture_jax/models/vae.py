@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from recapture_jax.models.attention import attention
 from recapture_jax.models.layers import (
+    NORM_GROUPS,
     Downsample,
     GroupNorm,
     TemporalConv,
@@ -29,7 +30,11 @@ _TEMPORAL_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Sizes; the defaults are Stable Video Diffusion's. Fields as in diffusers' JSON."""
+    """Sizes; the defaults are Stable Video Diffusion's. Fields as in diffusers' JSON.
+
+    Attributes:
+      norm_num_groups: groups of every GroupNorm, see `UNetConfig`.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -37,6 +42,7 @@ class VAEConfig:
     layers_per_block: int = 2
     latent_channels: int = 4
     scaling_factor: float = 0.18215
+    norm_num_groups: int = NORM_GROUPS
 
     @property
     def factor(self) -> int:
@@ -60,11 +66,13 @@ class _Attention(nn.Module):
 
     implementation: str
     dtype: jnp.dtype
+    groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         b, t, h, w, c = x.shape
-        normed = per_frame(GroupNorm(_EPSILON, name="group_norm"), x).reshape(b * t, h * w, 1, c)
+        norm = GroupNorm(_EPSILON, self.groups, name="group_norm")
+        normed = per_frame(norm, x).reshape(b * t, h * w, 1, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=n)(normed) for n in ("to_q", "to_k", "to_v"))
         out = nn.Dense(c, dtype=self.dtype, name="to_out_0")(
             attention(q, k, v, self.implementation)
@@ -77,11 +85,15 @@ class _EncoderBlock(nn.Module):
     layers: int
     downsample: bool
     dtype: jnp.dtype
+    groups: int
 
     @nn.compact
     def __call__(self, x):
         for i in range(self.layers):
-            x = ResnetBlock(self.features, _EPSILON, self.dtype, name=f"resnets_{i}")(x)
+            block = ResnetBlock(
+                self.features, _EPSILON, self.dtype, self.groups, name=f"resnets_{i}"
+            )
+            x = block(x)
         if self.downsample:
             x = Downsample(self.features, (0, 1), self.dtype, name="downsamplers_0")(x)
         return x
@@ -91,12 +103,14 @@ class _EncoderMid(nn.Module):
     features: int
     attention: str
     dtype: jnp.dtype
+    groups: int
 
     @nn.compact
     def __call__(self, x):
-        x = ResnetBlock(self.features, _EPSILON, self.dtype, name="resnets_0")(x)
-        x = _Attention(self.attention, self.dtype, name="attentions_0")(x)
-        return ResnetBlock(self.features, _EPSILON, self.dtype, name="resnets_1")(x)
+        resnet = (self.features, _EPSILON, self.dtype, self.groups)
+        x = ResnetBlock(*resnet, name="resnets_0")(x)
+        x = _Attention(self.attention, self.dtype, self.groups, name="attentions_0")(x)
+        return ResnetBlock(*resnet, name="resnets_1")(x)
 
 
 class Encoder(nn.Module):
@@ -106,20 +120,25 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        widths = self.config.block_out_channels
+        widths, groups = self.config.block_out_channels, self.config.norm_num_groups
         x = per_frame(conv2d(widths[0], 3, "conv_in", self.dtype), x)
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             block = _EncoderBlock(
-                width, self.config.layers_per_block, not last, self.dtype, name=f"down_blocks_{i}"
+                width,
+                self.config.layers_per_block,
+                not last,
+                self.dtype,
+                groups,
+                name=f"down_blocks_{i}",
             )
             x = block(x)
-        x = _EncoderMid(widths[-1], self.attention, self.dtype, name="mid_block")(x)
-        x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, name="conv_norm_out"), x))
+        x = _EncoderMid(widths[-1], self.attention, self.dtype, groups, name="mid_block")(x)
+        x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, groups, name="conv_norm_out"), x))
         return per_frame(conv2d(2 * self.config.latent_channels, 3, "conv_out", self.dtype), x)
 
 
-def _decoder_resnet(features: int, index: int, dtype) -> SpatioTemporalResBlock:
+def _decoder_resnet(features: int, index: int, dtype, groups: int) -> SpatioTemporalResBlock:
     return SpatioTemporalResBlock(
         features,
         _EPSILON,
@@ -127,6 +146,7 @@ def _decoder_resnet(features: int, index: int, dtype) -> SpatioTemporalResBlock:
         mix_init=0.0,
         mix_swap=True,
         dtype=dtype,
+        norm_groups=groups,
         name=f"resnets_{index}",
     )
 
@@ -136,19 +156,20 @@ class _DecoderMid(nn.Module):
     layers: int
     attention: str
     dtype: jnp.dtype
+    groups: int
 
     @nn.compact
     def __call__(self, x):
         # diffusers builds `layers` residual blocks but only runs the two around its one attention.
-        x = _decoder_resnet(self.features, 0, self.dtype)(x)
-        attend = _Attention(self.attention, self.dtype, name="attentions_0")
+        x = _decoder_resnet(self.features, 0, self.dtype, self.groups)(x)
+        attend = _Attention(self.attention, self.dtype, self.groups, name="attentions_0")
         if self.layers > 1:
-            x = _decoder_resnet(self.features, 1, self.dtype)(attend(x))
+            x = _decoder_resnet(self.features, 1, self.dtype, self.groups)(attend(x))
         elif self.is_initializing():
             attend(x)
         if self.is_initializing():
             for i in range(2, self.layers):
-                _decoder_resnet(self.features, i, self.dtype)(x)
+                _decoder_resnet(self.features, i, self.dtype, self.groups)(x)
         return x
 
 
@@ -157,11 +178,12 @@ class _DecoderBlock(nn.Module):
     layers: int
     upsample: bool
     dtype: jnp.dtype
+    groups: int
 
     @nn.compact
     def __call__(self, x):
         for i in range(self.layers):
-            x = _decoder_resnet(self.features, i, self.dtype)(x)
+            x = _decoder_resnet(self.features, i, self.dtype, self.groups)(x)
         if self.upsample:
             x = Upsample(self.features, self.dtype, name="upsamplers_0")(x)
         return x
@@ -175,12 +197,16 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         widths, layers = self.config.block_out_channels[::-1], self.config.layers_per_block
+        groups = self.config.norm_num_groups
         x = per_frame(conv2d(widths[0], 3, "conv_in", self.dtype), x)
-        x = _DecoderMid(widths[0], layers, self.attention, self.dtype, name="mid_block")(x)
+        x = _DecoderMid(widths[0], layers, self.attention, self.dtype, groups, name="mid_block")(x)
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
-            x = _DecoderBlock(width, layers + 1, not last, self.dtype, name=f"up_blocks_{i}")(x)
-        x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, name="conv_norm_out"), x))
+            block = _DecoderBlock(
+                width, layers + 1, not last, self.dtype, groups, name=f"up_blocks_{i}"
+            )
+            x = block(x)
+        x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, groups, name="conv_norm_out"), x))
         x = per_frame(conv2d(self.config.out_channels, 3, "conv_out", self.dtype), x)
         return TemporalConv(self.config.out_channels, self.dtype, name="time_conv_out")(x)
 

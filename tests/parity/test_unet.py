@@ -69,8 +69,8 @@ def run_torch(model, sample, timestep, context, ids):
 
 
 @functools.cache
-def compiled(eps, image_only):
-    unet = UNet(UNetConfig.from_dict(TINY | {"groupnorm_eps": eps}))
+def compiled(eps, image_only, groups=32):
+    unet = UNet(UNetConfig.from_dict(TINY | {"groupnorm_eps": eps, "norm_num_groups": groups}))
     return jax.jit(lambda p, a: unet.apply({"params": p}, *a, image_only=image_only))
 
 
@@ -111,6 +111,18 @@ def test_both_groupnorm_conventions_and_that_they_differ(reference, params):
             error = rel_error(out, expected)
             # About 2e-5 lies between the two, so the tolerance tells them apart.
             assert error <= TOLERANCE if name == ours else error > 4 * TOLERANCE, (ours, name)
+
+
+def test_fewer_groups(reference, params):
+    """diffusers' network has 32 groups; told to use 8 in every norm, it is ours with norm_num_groups=8."""
+    args = inputs(2, 3, 16, 24)
+    model = copy.deepcopy(reference)
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = 8
+    expected = run_torch(model, *args)
+    assert rel_error(compiled("diffusers", False, 8)(params, args), expected) <= TOLERANCE
+    assert rel_error(run_torch(reference, *args), expected) > 0.01
 
 
 def test_image_only_is_the_original_with_its_indicator_set(reference, params, monkeypatch):

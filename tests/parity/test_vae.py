@@ -1,5 +1,7 @@
 """The Flax autoencoder against diffusers' AutoencoderKLTemporalDecoder on random weights, float32."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -36,8 +38,8 @@ def channels_first(x):
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, -3)))
 
 
-def apply(params, x, method):
-    vae = VAE(VAEConfig.from_dict(TINY))
+def apply(params, x, method, **config):
+    vae = VAE(VAEConfig.from_dict(TINY | config))
     return jax.jit(lambda p, a: vae.apply({"params": p}, a, method=method))(params, x)
 
 
@@ -70,3 +72,20 @@ def test_decode_two_clips_at_once(reference, params):
         out = reference.decode(channels_first(latents.reshape(6, 4, 4, 4)), num_frames=3).sample
     ours = np.asarray(apply(params, latents, VAE.decode)).reshape(6, 16, 16, 3)
     assert rel_error(ours, np.moveaxis(out.numpy(), 1, -1)) <= TOLERANCE
+
+
+def test_fewer_groups(reference, params):
+    """diffusers' network has 32 groups; told to use 8 in every norm, it is ours with norm_num_groups=8."""
+    model = copy.deepcopy(reference)
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = 8
+    images = np.random.default_rng(3).uniform(-1, 1, (1, 2, 16, 24, 3)).astype(np.float32)
+    with torch.no_grad():
+        mean = model.encode(channels_first(images[0])).latent_dist.mean
+        out = model.decode(mean, num_frames=2).sample
+    latents = np.moveaxis(mean.numpy(), 1, -1)
+    encoded = apply(params, images, VAE.encode, norm_num_groups=8)[0]
+    decoded = apply(params, latents[None], VAE.decode, norm_num_groups=8)[0]
+    assert rel_error(encoded, latents) <= TOLERANCE
+    assert rel_error(decoded, np.moveaxis(out.numpy(), 1, -1)) <= TOLERANCE
