@@ -30,6 +30,7 @@ class Transform(enum.Enum):
     IDENTITY = None
     LINEAR = (1, 0)  # (O, I) -> (I, O)
     CONV2D = (2, 3, 1, 0)  # (O, I, h, w) -> (h, w, I, O)
+    CONV_TRANSPOSE2D = (2, 3, 0, 1)  # (I, O, h, w) -> (h, w, I, O), taps not flipped
     CONV3D = (2, 3, 4, 1, 0)  # (O, I, t, h, w) -> (t, h, w, I, O)
     SQUEEZE_LINEAR = "1x1"  # (O, I, 1, 1) -> (I, O): a Linear that was stored as a 1x1 convolution
 
@@ -157,6 +158,7 @@ def plan(
     tables: Sequence[Table] = (MECHANICAL,),
     unused: Sequence[str] = (),
     what: str = "model",
+    remedy: str = "use the weights of an SVD checkpoint",
 ) -> list[Fill]:
     """Where every source tensor goes, so that every leaf of the target is filled exactly once.
 
@@ -166,6 +168,7 @@ def plan(
         tables: chained rule tables; the last one gives paths.
         unused: regular expressions of keys that are known and not needed.
         what: the component's name for messages.
+        remedy: what a message tells to do.
 
     Returns:
         One Fill per leaf, ordered by source key.
@@ -200,11 +203,11 @@ def plan(
             fills.setdefault(fill.path, fill)
     absent = [f"-{path} {tuple(shape)}" for path, shape in target.items() if path not in seen]
     if extra or absent or differs:
-        raise ConversionError(_report(what, extra, absent, differs))
+        raise ConversionError(_report(what, remedy, extra, absent, differs))
     return list(fills.values())
 
 
-def _report(what: str, *groups: list[str]) -> str:
+def _report(what: str, remedy: str, *groups: list[str]) -> str:
     listed = []
     for group in groups:
         listed += group[:_LISTED]
@@ -213,7 +216,7 @@ def _report(what: str, *groups: list[str]) -> str:
     count = sum(map(len, groups))
     return (
         f"{what}: {count} tensors do not fit the model of its config (+ has no place in the model, "
-        f"- missing in the source): {'; '.join(listed)}; use the weights of an SVD checkpoint"
+        f"- missing in the source): {'; '.join(listed)}; {remedy}"
     )
 
 

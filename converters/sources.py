@@ -82,6 +82,14 @@ class Tensors:
         return _handle(path).get_tensor(key)
 
 
+def open_safetensors(path: Path) -> Tensors:
+    """All tensors of one file, under their own names."""
+    tensors = Tensors()
+    for key in _handle(path).keys():  # noqa: SIM118 - not a dict
+        tensors.add(key, path, key)
+    return tensors
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened checkpoint.
@@ -201,7 +209,7 @@ def _open_folder(src: Path, num_frames: int | None, variant: str | None) -> Sour
             f"{src}/unet/config.json states num_frames {frames}; pass --num_frames (SVD 14, XT 25)"
         )
     for component in COMPONENTS:
-        tensors[component], used = _component(src / component, _STEMS[component], variant)
+        tensors[component], used = open_component(src / component, _STEMS[component], variant)
         files += used
     return Source(
         configs=configs,
@@ -214,16 +222,13 @@ def _open_folder(src: Path, num_frames: int | None, variant: str | None) -> Sour
     )
 
 
-def _component(folder: Path, stem: str, variant: str | None) -> tuple[Tensors, list[Path]]:
-    """The tensors of one sub-folder, from one file or from shards, and the files used."""
+def open_component(folder: Path, stem: str, variant: str | None) -> tuple[Tensors, list[Path]]:
+    """The tensors of one folder, from one file or from shards, and the files used."""
     for tried in ("", "fp16", "bf16") if variant is None else (variant,):
         dot = f".{tried}" if tried else ""
         single = folder / f"{stem}{dot}.safetensors"
         if single.is_file():
-            tensors = Tensors()
-            for key in _handle(single).keys():  # noqa: SIM118 - not a dict
-                tensors.add(key, single, key)
-            return tensors, [single]
+            return open_safetensors(single), [single]
         for name in (f"{stem}.safetensors.index{dot}.json", f"{stem}{dot}.safetensors.index.json"):
             if (folder / name).is_file():
                 return _sharded(folder / name)

@@ -13,26 +13,27 @@ and appears whole or not at all. Bad input exits with code 2 and one line. One c
 is in memory at a time, twice while it is written.
 """
 
-import hashlib
-import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import ml_dtypes
-import numpy as np
 
 from converters import sources, stability
 from converters.command import Parser, run
+from converters.destination import (
+    DTYPES,
+    check_destination,
+    check_space,
+    file_hashes,
+    new_folder,
+    write_json,
+)
 from converters.rules import ConversionError, Fill, Shape, build_tree, flat_shapes, plan
 from recapture_jax.checkpoints import save_tree
 from recapture_jax.models.zoo import abstract_params
 
 VERSION = 1  # raised when the same source would give another tree
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _ID_FIELDS = ("projection_class_embeddings_input_dim", "addition_time_embed_dim")
 
 
@@ -102,16 +103,15 @@ def convert(
     if dtype not in DTYPES:
         raise ConversionError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     dst = Path(dst).absolute()
-    _check_destination(dst, overwrite)
+    check_destination(dst, overwrite)
     source = sources.open_source(src, num_frames, variant, configs)
     plans = plan_all(source)
     config = {**source.configs, "num_frames": source.num_frames}
     config["unet"] = {**config["unet"], "num_frames": source.num_frames}
 
-    building = dst.with_name(f"{dst.name}.tmp-{os.getpid()}")
-    try:
-        building.mkdir(parents=True)
-        _check_space(building, source, plans, dtype)
+    with new_folder(dst) as building:
+        pairs = [(source.tensors[component], fills) for component, fills in plans.items()]
+        check_space(building, pairs, dtype)
         for component, fills in plans.items():
             read = source.tensors[component].read
             tree = build_tree(fills, read, DTYPES[dtype], component)
@@ -121,69 +121,13 @@ def convert(
             del tree
         origin = {
             "source": Path(src).absolute().name,
-            "sha256": {path.as_posix(): _sha256(source.root / path) for path in source.files},
+            "sha256": file_hashes(source.root, source.files),
             "dtype": dtype,
             "converter": f"converters.svd {VERSION}",
         }
-        for name, content in (("config.json", config), ("source.json", origin)):
-            (building / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(building, dst)
-    except OSError as error:
-        raise ConversionError(f"{dst} cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        write_json(building / "config.json", config)
+        write_json(building / "source.json", origin)
     say(f"wrote {dst}")
-
-
-def _check_destination(dst: Path, overwrite: bool) -> None:
-    if not dst.exists():
-        return
-    if not overwrite:
-        raise ConversionError(f"{dst} exists already; choose another folder or pass --overwrite")
-    # Replacing means deleting: only what is known to be ours.
-    empty = dst.is_dir() and not any(dst.iterdir())
-    if not empty and not (dst / "source.json").is_file():
-        raise ConversionError(
-            f"{dst} is not an earlier conversion (no source.json in it), so it is not replaced; "
-            "choose another folder"
-        )
-
-
-def _check_space(
-    folder: Path, source: sources.Source, plans: Mapping[str, Sequence[Fill]], dtype: str
-) -> None:
-    size = np.dtype(DTYPES[dtype]).itemsize
-    need = sum(
-        int(np.prod(source.tensors[component].shapes[fill.key])) // fill.parts * size
-        for component, fills in plans.items()
-        for fill in fills
-    )
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise ConversionError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, the checkpoint needs "
-            f"{need / 1e9:.1f} GB; make room or choose another --dtype or folder"
-        )
-
-
-def _put_in_place(building: Path, dst: Path) -> None:
-    """Renames `building` to `dst`; an old `dst` is moved aside first and comes back on failure."""
-    if not dst.exists():
-        building.rename(dst)
-        return
-    aside = dst.with_name(f"{dst.name}.old-{os.getpid()}")
-    dst.rename(aside)
-    try:
-        building.rename(dst)
-    except OSError:
-        aside.rename(dst)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # raise when a stage computes something else from the same inputs
+FORMAT = 2  # raise when a stage computes something else from the same inputs
 
 
 def file_hash(path: pathlib.Path) -> str:
@@ -61,14 +61,19 @@ class StageCache:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of `target`, renamed to it at the end; if another process was
-    first, its folder stays."""
+def atomic_folder(target: pathlib.Path, replace: bool = False) -> Iterator[pathlib.Path]:
+    """Yields a temporary sibling of `target`, renamed to it at the end.
+
+    With `replace` it takes the place of a folder that is there; without, that folder stays (another
+    process was first).
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    temporary, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}") for _ in range(2))
     temporary.mkdir()
     try:
         yield temporary
+        if replace and target.is_dir():
+            os.rename(target, old)
         try:
             os.rename(temporary, target)
         except OSError:
@@ -76,6 +81,7 @@ def atomic_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

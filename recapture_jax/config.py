@@ -58,7 +58,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     depth.stabilise = True  # even out scale and flicker over the clip
 
     config.anchor = anchor = ml_collections.ConfigDict()
-    anchor.taps = 2  # splat window of 2*taps pixels; 2 covers magnification up to 3
+    anchor.taps = 4  # largest splat window, 2*taps pixels; 4 covers magnification up to 7
     anchor.tau = 0.02  # relative depth tolerance of the splat
     anchor.tearing = 0.05  # drop points where depth varies by more over 5x5 pixels (at 576 px)
     anchor.close = 3  # close holes narrower than this many pixels
@@ -109,17 +109,19 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     output.name = ""  # '': <clip>-<move>-<time>
     output.cache = ""  # '': <root>/cache
     output.compilation_cache = True
+    output.fast_compile = False  # XLA optimises less: quicker to compile, slower to run
 
     if variant in ("small", "smoke"):
         tune.steps = 150  # two minutes on two CPU cores; 400 is the paper's
         tune.checkpoint_every = 50
         generate.motion_bucket = 40  # most of its training clips lie below
-        generate.max_guidance = 2.0
+        generate.max_guidance = 1.0  # guidance shifts this prior's colours
     if variant == "smoke":
         video.num_frames = 4
         tune.steps, tune.checkpoint_every = 4, 2
         tune.augment = False
         generate.steps, generate.sdedit_steps = 3, 1
+        output.fast_compile = True  # most of its time is compilation
     if variant in ("svd", "svd_xt"):
         video.short_side, video.multiple = 576, 64
         model.path = f"weights/{variant}"

@@ -1,8 +1,8 @@
 """The whole run: clip and camera move in, a folder with the re-filmed clip out.
 
 Stages that were done before for the same inputs are taken from the cache: depth per clip, anchor per camera
-path, spatial LoRA per clip (whatever the path), temporal LoRA and result per path. Only this module writes
-files, and every file or folder appears whole or not at all.
+path, spatial LoRA per clip (whatever the path), temporal LoRA and result per path. Every file or folder appears
+whole or not at all.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import re
 import shutil
 import time
 from typing import Any
@@ -26,20 +25,14 @@ from recapture_jax import cache as caching
 from recapture_jax import config as configuration
 from recapture_jax import progress, sharding, weights
 from recapture_jax.camera.formats import nerfstudio_camera_path
-from recapture_jax.depth import align, base, precomputed
 from recapture_jax.errors import InputError
+from recapture_jax.first_stage import FirstStage, compilation_cache, folder_name
 from recapture_jax.lora.export import load_lora, save_lora
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages import generate as generate_stage
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.anchor import Anchor
-from recapture_jax.video import resize
-from recapture_jax.video.read import read_clip
 from recapture_jax.video.write import side_by_side, write_video
-
-_SOURCE_PIXELS = (
-    2**18
-)  # a clip is read at no less than this before it is fitted to the model's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,47 +50,31 @@ def run(config) -> RunResult:
       InputError: for anything a user can mend; nothing half-written is left behind.
     """
     configuration.validate(config)
-    _compilation_cache(config)
-    return _Run(config).go()
+    compilation_cache(config)
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", before or config.output.fast_compile)
+    try:
+        return _Run(config).go()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
-def _compilation_cache(config) -> None:
-    if config.output.compilation_cache and not jax.config.jax_compilation_cache_dir:
-        folder = pathlib.Path.home() / ".cache" / "recapture_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def plain(config) -> dict[str, Any]:
-    """A ConfigDict as JSON-able data."""
-    return json.loads(config.to_json())
-
-
-class _Run:
-    """One run; a method per stage."""
+class _Run(FirstStage):
+    """One run; a method per stage, on top of those that it shares with the preview."""
 
     def __init__(self, config):
-        self.config = config
-        self.groups = plain(config)
-        self.root = pathlib.Path(config.output.root).expanduser()
-        folder = (
-            pathlib.Path(config.output.cache).expanduser()
-            if config.output.cache
-            else self.root / "cache"
-        )
-        self.cache = caching.StageCache(folder)
-        self.watch = progress.Stopwatch()
-        self.stages: dict[str, str] = {}
-        self.records: dict[str, Any] = {}
         self.model_path = configuration.resolve_path(config.model.path)
-        self.model_config = weights.read_config(self.model_path)
+        super().__init__(config, weights.read_config(self.model_path))
+        self.records: dict[str, Any] = {}
         self.dtype = _dtype(config.model.dtype)
         self._model = None
 
     def go(self) -> RunResult:
         with self.watch.stage("read"):
-            self._read()
+            self.read()
+            self.inputs |= {"model": self._model_hash(), "dtype": str(jnp.dtype(self.dtype))}
         key = caching.key(
-            "run", inputs=self.inputs, groups=self._parts(*self.groups.keys() - {"output"})
+            "run", inputs=self.inputs, groups=self.parts(*self.groups.keys() - {"output"})
         )
         if self.cache.has("run", key):
             folder = pathlib.Path((self.cache.entry("run", key) / "folder.txt").read_text())
@@ -107,8 +84,8 @@ class _Run:
         target = self._target()
         if target.exists():
             raise InputError(f"{target} exists; choose another --config.output.name or remove it")
-        depth = self._depth()
-        anchor = self._anchor(depth)
+        depth = self.depth()
+        anchor = self.anchor(depth)
         loras = self._tune(anchor)
         frames = self._generate(anchor, loras)
         with self.watch.stage("write"):
@@ -119,45 +96,6 @@ class _Run:
         progress.say(f"done: {target}")
         return RunResult(target, self.stages)
 
-    # Inputs
-
-    def _read(self) -> None:
-        video, model_frames = self.config.video, int(self.model_config["num_frames"])
-        path = configuration.resolve_path(video.path)
-        factor = 2 ** (len(self.model_config["vae"]["block_out_channels"]) - 1)
-        if video.multiple % factor:
-            raise InputError(
-                f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
-            )
-        num_frames = video.num_frames or model_frames
-        if num_frames > model_frames:
-            progress.say(f"note: {num_frames} frames, the model was trained on {model_frames}")
-        area = max(_SOURCE_PIXELS, 2 * video.short_side**2)
-        self.source = read_clip(path, num_frames, video.start, video.stride, max_pixels=area)
-        height, width = self.source.size
-        size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
-        frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
-        intrinsics = anchor_stage.source_intrinsics(self.source, self.config.camera.vertical_fov)
-        self.clip = dataclasses.replace(
-            self.source,
-            frames=np.asarray(frames, np.float32),
-            intrinsics=self.fit.intrinsics(intrinsics),
-        )
-        self.clip_name = path.stem
-        self.clip_hash = caching.file_hash(path)
-        self.inputs = {
-            "clip": self.clip_hash,
-            "model": self._model_hash(),
-            "dtype": str(jnp.dtype(self.dtype)),
-            "version": recapture_jax.__version__,
-            "backend": jax.default_backend(),
-        }
-        if self.config.depth.estimator == "precomputed":
-            depth_path = configuration.resolve_path(self.config.depth.path)
-            if not depth_path.exists():
-                raise InputError(f"config.depth.path={depth_path}: no such file or folder")
-            self.inputs["depth"] = caching.file_hash(depth_path)
-
     def _model_hash(self) -> str:
         """Content of the model: of its one file, or what the converter recorded of its source."""
         for name in ("model.safetensors", "source.json"):
@@ -165,9 +103,6 @@ class _Run:
                 config = caching.file_hash(self.model_path / "config.json")
                 return config + caching.file_hash(self.model_path / name)
         return caching.file_hash(self.model_path)
-
-    def _parts(self, *names: str) -> dict[str, Any]:
-        return {name: self.groups[name] for name in sorted(names)}
 
     @property
     def model(self):
@@ -178,73 +113,9 @@ class _Run:
                 self._model = weights.load_model(self.model_path, self.dtype, **options)
         return self._model
 
-    @contextlib.contextmanager
-    def _stage(self, name: str):
-        self.stages[name] = "computed"
-        with self.watch.stage(name):
-            yield
-
-    # Stages
-
-    def _depth(self) -> base.DepthMap:
-        cfg = self.config.depth
-        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version")}
-        key = caching.key("depth", inputs=inputs, groups=self._parts("video", "depth"))
-        if self.cache.has("depth", key):
-            self.stages["depth"] = "cached"
-            stored = caching.load_arrays(self.cache.entry("depth", key) / "depth.npz")
-            return base.DepthMap(stored["depth"], str(stored["kind"]), str(stored["source"]))
-        with self._stage("depth"):
-            height, width = self.source.size
-            if cfg.estimator == "precomputed":
-                path = configuration.resolve_path(cfg.path)
-                depth = precomputed.load_depth(
-                    path,
-                    cfg.kind,
-                    cfg.scale,
-                    num_frames=self.source.num_frames,
-                    height=height,
-                    width=width,
-                    encoding=cfg.encoding,
-                )
-            else:
-                depth = base.get_estimator(cfg.estimator)(self.source.frames)
-            if cfg.stabilise:
-                depth = align.stabilise(depth, self.source.frames)
-            fitted = np.asarray(resize.resize_depth(np.asarray(depth.depth), self.fit), np.float32)
-            depth = base.DepthMap(fitted, depth.kind, depth.source)
-            with self.cache.writing("depth", key) as folder:
-                arrays = {
-                    "depth": depth.depth,
-                    "kind": np.array(depth.kind),
-                    "source": np.array(depth.source),
-                }
-                caching.save_arrays(folder / "depth.npz", arrays)
-        return depth
-
-    def _anchor(self, depth: base.DepthMap) -> Anchor:
-        path = anchor_stage.plan_trajectory(self.config.camera, self.clip, depth)
-        inputs = {
-            k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version", "backend")
-        }
-        self.anchor_key = caching.key(
-            "anchor", inputs=inputs, groups=self._parts("video", "camera", "depth", "anchor")
-        )
-        names = ("frames", "mask", "raw_mask")
-        if self.cache.has("anchor", self.anchor_key):
-            self.stages["anchor"] = "cached"
-            stored = caching.load_arrays(self.cache.entry("anchor", self.anchor_key) / "anchor.npz")
-            return Anchor(*(stored[n] for n in names), path)
-        with self._stage("anchor"):
-            fov = self.config.camera.vertical_fov
-            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path, fov)
-            with self.cache.writing("anchor", self.anchor_key) as folder:
-                caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
-        return anchor
-
     def _lora_keys(self) -> dict[str, str]:
         """Cache keys of both LoRAs. The spatial one knows nothing of the camera path."""
-        groups = self._parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
+        groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
         unrelated = ("temporal_weight", "draws", "schedule", "checkpoint_every")
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
@@ -280,7 +151,7 @@ class _Run:
             label = "+".join(trained)
             with contextlib.ExitStack() as stack:
                 for kind in trained:
-                    stack.enter_context(self._stage(kind))
+                    stack.enter_context(self.stage(kind))
                 data = {}
                 if "spatial" in trained:
                     frames = self.clip.frames
@@ -317,11 +188,11 @@ class _Run:
 
     def _generate(self, anchor: Anchor, loras: dict) -> np.ndarray:
         cfg = self.config
-        key = caching.key("result", loras=self.lora_keys, groups=self._parts("generate", "seed"))
+        key = caching.key("result", loras=self.lora_keys, groups=self.parts("generate", "seed"))
         if self.cache.has("result", key):
             self.stages["result"] = "cached"
             return caching.load_arrays(self.cache.entry("result", key) / "frames.npz")["frames"]
-        with self._stage("result"):
+        with self.stage("result"):
             frames = generate_stage.generate(self.model, anchor, loras, cfg.generate, cfg.seed)
             if not np.isfinite(frames).all():
                 raise InputError(
@@ -337,7 +208,7 @@ class _Run:
         cfg = self.config
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         name = cfg.output.name or f"{self.clip_name}-{cfg.camera.moves}-{stamp}"
-        return self.root / re.sub(r"[^\w.+-]+", "-", name).strip("-")
+        return self.root / folder_name(name)
 
     def _write(self, target: pathlib.Path, anchor: Anchor, loras: dict, frames: np.ndarray) -> None:
         fps = self.clip.fps

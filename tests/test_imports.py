@@ -41,9 +41,11 @@ BELOW = {
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
     "config": {"errors", "camera", "lora", "assets"},
+    "first_stage": {"errors", "cache", "config", "progress", "stages", "video", "depth"},
     "pipeline": {
         *(
             "errors",
+            "first_stage",
             "cache",
             "config",
             "progress",
@@ -55,7 +57,14 @@ BELOW = {
         ),
         *("camera", "depth", "lora"),
     },
-    "main": {"errors", "pipeline"},
+    "main": {"errors", "command", "pipeline"},
+    "command": {"errors"},
+    "pictures": {"errors", "camera"},
+    "advice": {"errors", "camera", "geometry", "stages"},
+    "preview": {
+        *("errors", "cache", "config", "first_stage", "stages", "depth", "video", "weights"),
+        *("advice", "command", "pictures"),
+    },
 }
 FORBIDDEN = {
     "torch",

@@ -1,8 +1,10 @@
 """Film moves, from words to cameras: `parse_moves("orbit right 20; dolly in 0.1 ease-in-out")`.
 
 A sentence is a list of moves separated by ";" (or a comma, or a new line), each of them
-`name [direction] [amount] [easing]`. All moves of a sentence run together over the whole clip and
-add up, whatever their order. Axes are OpenCV (x right, y down, z forward); d is the pivot depth.
+`[start] name [direction] [amount] [easing] [first-last]`; words.py has the grammar. Moves run over
+the whole clip unless a frame range says otherwise, and add up, whatever their order: "dolly in 0.3
+0-24; pan right 15 ease-in-out 24-end" is a sequence. Axes are OpenCV (x right, y down, z forward);
+d is the pivot depth.
 
 | move       | the camera                         | amount            | positive direction         |
 |------------|------------------------------------|-------------------|----------------------------|
@@ -21,140 +23,29 @@ add up, whatever their order. Axes are OpenCV (x right, y down, z forward); d is
 |            | keeps the size of what is at d     |                   | f_new / f = (d - dz) / d   |
 
 Each move adds to one channel (a `_Channels` entry) and the channels make the camera in a fixed
-order: circle the pivot, then move along the turned axes, then turn the head (pan, tilt, roll).
+order: circle the pivot, then move along the turned axes, then turn the head (pan, tilt, roll). A
+preset of another tool ("viewcrafter:loop1", presets.py) comes before all of these: its camera is
+the one that the words then move, about the point d ahead of it.
 """
 
-import difflib
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.camera import pose
+from recapture_jax.camera.easing import EASINGS
 from recapture_jax.camera.pinhole import Camera
+from recapture_jax.camera.presets import PRESETS
 from recapture_jax.camera.trajectory import Trajectory
+from recapture_jax.camera.words import SIDEWAYS, WORDS, Move, MoveSpec, parse_moves
 from recapture_jax.errors import InputError
 
-# Progress along a move against time, both from 0 to 1.
-EASINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "linear": lambda s: s,
-    "ease-in": lambda s: s**2,
-    "ease-out": lambda s: 1 - (1 - s) ** 2,
-    "ease-in-out": lambda s: s**2 * (3 - 2 * s),
-}
-
-
-@dataclass(frozen=True)
-class _Word:
-    """What a move's name allows: directions and their sign, first one the default; the amount."""
-
-    directions: dict[str, int]
-    default: float
-    unit: str
-    below: float = math.inf  # exclusive bound on the size of the signed amount, see _check_amount
-
-
-_SIDEWAYS, _UPRIGHT = {"right": 1, "left": -1}, {"up": 1, "down": -1}
-_INOUT = {"in": 1, "out": -1}
-_WORDS = {
-    "static": _Word({}, 0.0, "none"),
-    "pan": _Word(_SIDEWAYS, 15.0, "degrees"),
-    "tilt": _Word(_UPRIGHT, 10.0, "degrees"),
-    "roll": _Word({"cw": 1, "ccw": -1}, 10.0, "degrees"),
-    "zoom": _Word(_INOUT, 1.5, "focal factor"),
-    "dolly": _Word(_INOUT, 0.3, "pivot depths", below=1.0),
-    "truck": _Word(_SIDEWAYS, 0.2, "pivot depths"),
-    "pedestal": _Word(_UPRIGHT, 0.2, "pivot depths"),
-    "orbit": _Word(_SIDEWAYS | _UPRIGHT, 20.0, "degrees"),
-    "crane": _Word(_UPRIGHT, 0.3, "pivot depths", below=1.0),
-    "dolly_zoom": _Word(_INOUT, 0.3, "pivot depths", below=1.0),
-}
-_ALIASES = {"arc": "orbit", "jib": "crane", "boom": "pedestal", "vertigo": "dolly_zoom"}
-_ALIASES |= {"dollyzoom": "dolly_zoom", "locked_off": "static", "push": "dolly", "pull": "dolly"}
-
-
-@dataclass(frozen=True)
-class Move:
-    """One film move.
-
-    Attributes:
-        name: a key of the table above.
-        direction: one of the move's directions; '' for static.
-        amount: degrees, pivot depths, or the focal factor of a zoom; against the direction if
-            negative.
-        easing: a key of EASINGS.
-
-    Raises:
-        InputError: for unknown words or an amount that cannot be filmed.
-    """
-
-    name: str
-    direction: str
-    amount: float
-    easing: str = "linear"
-
-    def __post_init__(self):
-        word = _WORDS.get(self.name)
-        if word is None:
-            raise InputError(_unknown("move", self.name, [*_WORDS, *_ALIASES]))
-        if self.direction not in (word.directions or {"": 0}):
-            raise InputError(_bad_direction(self.name, self.direction))
-        if self.easing not in EASINGS:
-            raise InputError(_unknown("easing", self.easing, EASINGS))
-        _check_amount(self)
-
-    @property
-    def signed(self) -> float:
-        """The amount along the positive direction; for zoom, the logarithm of the factor."""
-        sign = _WORDS[self.name].directions.get(self.direction, 0)
-        return sign * (math.log(self.amount) if self.name == "zoom" else self.amount)
-
-    def __str__(self) -> str:
-        parts = [self.name, self.direction, f"{self.amount:g}" if self.direction else ""]
-        parts.append("" if self.easing == "linear" else self.easing)
-        return " ".join(part for part in parts if part)
-
-
-MoveSpec = str | Move | tuple
-"""A move as text, as a `Move`, or as a tuple such as ("orbit right", 20, "ease-in-out")."""
-
-
-def parse_moves(moves: str | Iterable[MoveSpec]) -> tuple[Move, ...]:
-    """Moves from words, for example "orbit right 20; dolly in 0.1 ease-in-out".
-
-    Args:
-        moves: a sentence, or a list whose items are sentences, `Move`s or tuples
-            (name with optional direction, amount[, easing]). In a sentence a direction, an amount
-            or an easing left out takes its default (right, up, cw or in; the table's amount;
-            linear); in a tuple the amount is required.
-
-    Raises:
-        InputError: for an unknown move, direction or easing (with what is allowed and the nearest
-            match), a missing or non-finite amount, or one that puts the camera at or behind the
-            pivot.
-    """
-    if isinstance(moves, str):
-        clauses = [clause for clause in re.split(r"[;,\n]", moves) if clause.strip()]
-        if not clauses:
-            raise InputError(
-                f"no move given: expected one of {', '.join(_WORDS)}, or a list of them"
-            )
-        return tuple(_parse_clause(clause) for clause in clauses)
-    parsed: list[Move] = []
-    for item in moves:
-        if isinstance(item, Move):
-            parsed.append(item)
-        elif isinstance(item, str):
-            parsed.extend(parse_moves(item))
-        else:
-            parsed.append(_parse_tuple(item))
-    if not parsed:
-        raise InputError(f"no move given: expected one of {', '.join(_WORDS)}, or a list of them")
-    return tuple(parsed)
+__all__ = ["EASINGS", "Move", "MoveSpec", "build_trajectory", "parse_moves"]
 
 
 def build_trajectory(
@@ -169,7 +60,7 @@ def build_trajectory(
 
     Args:
         moves: as in `parse_moves`.
-        num_frames: T; the moves start in frame 0 and are complete in frame T-1.
+        num_frames: T; moves without a frame range start in frame 0 and are complete in frame T-1.
         intrinsics: `[3, 3]` or `[T, 3, 3]` of the source, pixels.
         pivot_depth: d, the depth of the subject on the lens axis, in the units of the depth map.
         name: label; the moves' words by default.
@@ -180,11 +71,14 @@ def build_trajectory(
         A Trajectory of T cameras.
 
     Raises:
-        InputError: as `parse_moves`; also when the moves together reach the pivot, for an empty
-            clip, or for a pivot depth that is not finite and positive.
+        InputError: as `parse_moves`; also when the moves together reach the pivot, for a frame
+            range that ends after the clip, two presets, an empty clip, or a pivot depth that is
+            not finite and positive.
     """
     moves = parse_moves(moves)
-    start = parse_moves(start_offset) if start_offset is not None else ()
+    label = name if name is not None else re.sub(r"[; ]+", "-", "; ".join(map(str, moves)))
+    if start_offset is not None:
+        moves += tuple(dataclasses.replace(m, span=(0, 0)) for m in parse_moves(start_offset))
     if num_frames < 1:
         raise InputError(f"cannot film {num_frames} frames: expected at least 1")
     if not (math.isfinite(pivot_depth) and pivot_depth > 0):
@@ -194,14 +88,14 @@ def build_trajectory(
         raise InputError(
             f"intrinsics have shape {intrinsics.shape}: expected (3, 3) or ({num_frames}, 3, 3)"
         )
-    channels = _sum_channels(moves, start, num_frames)
-    label = name if name is not None else re.sub(r"[; ]+", "-", "; ".join(map(str, moves)))
-    focal = jnp.asarray(_focal_factor(channels), jnp.float32)[:, None, None]
+    channels = _sum_channels(moves, num_frames)
+    base, base_focal = _preset(moves, num_frames, pivot_depth)
+    focal = jnp.asarray(base_focal * _focal_factor(channels), jnp.float32)[:, None, None]
     is_focal = jnp.diag(jnp.array([True, True, False]))[None]
     cameras = Camera(
         intrinsics=jnp.broadcast_to(intrinsics, (num_frames, 3, 3))
         * jnp.where(is_focal, focal, 1.0),
-        world_from_camera=_poses(channels, pivot_depth),
+        world_from_camera=pose.compose(base, _poses(channels, pivot_depth)),
     )
     return Trajectory(cameras=cameras, pivot_depth=float(pivot_depth), name=label)
 
@@ -212,26 +106,16 @@ _CHANNEL_NAMES = ("azimuth", "elevation", "height", "truck", "pedestal", "dolly"
 _CHANNEL_NAMES += ("pan", "tilt", "roll", "zoom")
 
 
-def _progress(move: Move, num_frames: int) -> np.ndarray:
-    """How much of the move is done in each frame, `[T]` in [0, 1].
-
-    A timed form ("dolly in 0.3 0-24") belongs here: a frame span on Move, read by `_parse_clause`,
-    with the move held at 0 before it and at 1 after it.
-    """
-    return EASINGS[move.easing](np.linspace(0.0, 1.0, num_frames))
-
-
-def _sum_channels(moves: Sequence[Move], start: Sequence[Move], num_frames: int) -> _Channels:
+def _sum_channels(moves: Sequence[Move], num_frames: int) -> _Channels:
     channels = {name: np.zeros(num_frames) for name in _CHANNEL_NAMES}
-    timed = [(move, _progress(move, num_frames)) for move in moves]
-    timed += [(move, np.ones(num_frames)) for move in start]
-    for move, progress in timed:
-        if move.name == "static":
+    for move in moves:
+        progress = move.progress(num_frames)
+        if move.name == "static" or move.is_preset:
             continue
         channel = {"crane": "height"}.get(move.name, move.name)
         if move.name == "orbit":
-            channel = "azimuth" if move.direction in _SIDEWAYS else "elevation"
-        scale = math.pi / 180 if _WORDS[move.name].unit == "degrees" else 1.0
+            channel = "azimuth" if move.direction in SIDEWAYS else "elevation"
+        scale = math.pi / 180 if WORDS[move.name].unit == "degrees" else 1.0
         channels[channel] += move.signed * scale * progress
     dolly = max(channels["dolly"].max(), (channels["dolly"] + channels["dolly_zoom"]).max())
     if dolly >= 1:
@@ -245,6 +129,23 @@ def _sum_channels(moves: Sequence[Move], start: Sequence[Move], num_frames: int)
             "arc: expected less; reduce them or use pedestal"
         )
     return channels
+
+
+def _preset(
+    moves: Sequence[Move], num_frames: int, pivot_depth: float
+) -> tuple[jax.Array, np.ndarray]:
+    """`source_from_preset` `[T, 4, 4]` and the focal factor `[T]` of the sentence's preset."""
+    named = [move for move in moves if move.is_preset]
+    if len(named) > 1:
+        raise InputError(
+            f"{named[0].name} and {named[1].name} in one sentence: expected one preset at most; "
+            "say the other in words"
+        )
+    if not named:
+        return jnp.eye(4), np.ones(num_frames)
+    poses, focal = PRESETS[named[0].name].path(named[0].progress(num_frames))
+    units = jnp.ones((4, 4)).at[:3, 3].set(pivot_depth)
+    return jnp.asarray(poses, jnp.float32) * units[None], focal
 
 
 def _focal_factor(channels: _Channels) -> np.ndarray:
@@ -274,113 +175,3 @@ def _poses(channels: _Channels, pivot_depth: float) -> jax.Array:
         pose.rotation_z(angle["roll"]),
     )
     return pose.compose(source_from_orbit, pose.translation(jnp.asarray(offset, jnp.float32)), head)
-
-
-def _parse_clause(clause: str) -> Move:
-    """One move from `name [direction] [amount] [easing]`, the last three in any order."""
-    text = re.sub(r"\bease([ _-]?)(in|out)(?:\1(out))?\b", _hyphenate, clause.lower())
-    text = re.sub(r"\bdolly[ _-]zoom\b", "dolly_zoom", text)
-    text = re.sub(r"\blocked[ _-]off\b", "locked_off", text)
-    first, *tokens = text.split()
-    name = _ALIASES.get(first, first)
-    if name not in _WORDS:
-        raise InputError(_unknown("move", first, [*_WORDS, *_ALIASES], clause))
-    word = _WORDS[name]
-    found: dict[str, str | float] = {}
-    for token in tokens:
-        number = re.fullmatch(r"(.*?)(deg|degrees|°|x)?", token).group(1)
-        if token in EASINGS:
-            key, value = "easing", token
-        elif token in word.directions:
-            key, value = "direction", token
-        elif _is_number(number):
-            key, value = "amount", float(number)
-        elif re.fullmatch(r"\d+-\d+", token):
-            raise InputError(
-                f"frame range {token!r} in {clause.strip()!r} is not supported: every move runs "
-                "over the whole clip; remove it"
-            )
-        elif token in {d for other in _WORDS.values() for d in other.directions}:
-            raise InputError(_bad_direction(name, token, clause))
-        else:
-            allowed = [*word.directions, *EASINGS]
-            raise InputError(_unknown("word", token, allowed, clause, extra="an amount"))
-        if key in found:
-            raise InputError(f"two values for the {key} in {clause.strip()!r}: expected one")
-        found[key] = value
-    if not word.directions:
-        if "amount" in found:
-            raise InputError(f"{name} takes no amount in {clause.strip()!r}: remove it")
-        return Move(name, "", 0.0, found.get("easing", "linear"))
-    default = "out" if first == "pull" else next(iter(word.directions))
-    return Move(
-        name,
-        found.get("direction", default),
-        found.get("amount", word.default),
-        found.get("easing", "linear"),
-    )
-
-
-def _parse_tuple(item: Sequence) -> Move:
-    if not isinstance(item, Sequence) or not 1 <= len(item) <= 3 or not isinstance(item[0], str):
-        raise InputError(f"cannot read the move {item!r}: expected (name, amount[, easing])")
-    move = _parse_clause(item[0])
-    if move.name == "static" and not any(item[1:2]):
-        amount = 0.0
-    elif len(item) < 2 or item[1] is None:
-        raise InputError(f"the move {item!r} has no amount: expected {_WORDS[move.name].unit}")
-    elif isinstance(item[1], bool) or not isinstance(item[1], int | float | np.number):
-        raise InputError(f"the amount {item[1]!r} of {item[0]!r} is not a number")
-    else:
-        amount = float(item[1])
-    return Move(move.name, move.direction, amount, item[2] if len(item) > 2 else move.easing)
-
-
-def _check_amount(move: Move) -> None:
-    word, amount = _WORDS[move.name], move.amount
-    if not math.isfinite(amount):
-        raise InputError(f"{move.name} by {amount} is not a finite amount: expected {word.unit}")
-    if move.name == "zoom":
-        if amount <= 0:
-            raise InputError(f"zoom by {amount:g} is impossible: expected a focal factor above 0")
-    elif move.name == "crane" and abs(amount) >= word.below:
-        raise InputError(
-            f"crane by {amount:g} goes past the top of its arc: expected less than 1 pivot depth; "
-            "use pedestal to go further"
-        )
-    elif move.signed >= word.below:
-        raise InputError(
-            f"{move} puts the camera at or behind the pivot: expected less than 1 pivot depth; "
-            "use a smaller amount"
-        )
-
-
-def _hyphenate(match: re.Match) -> str:
-    return "-".join(part for part in ("ease", match[2], match[3]) if part)
-
-
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return True
-
-
-def _bad_direction(name: str, direction: str, clause: str = "") -> str:
-    where = f" in {clause.strip()!r}" if clause else ""
-    allowed = " or ".join(_WORDS[name].directions) or "no direction"
-    others = [other for other, word in _WORDS.items() if direction in word.directions]
-    hint = f"; did you mean {' or '.join(f'{o} {direction}' for o in others)}?" if others else ""
-    return f"{name} cannot go {direction!r}{where}: expected {allowed}{hint}"
-
-
-def _unknown(
-    kind: str, word: str, allowed: Iterable[str], clause: str = "", extra: str = ""
-) -> str:
-    allowed = list(allowed)
-    where = f" in {clause.strip()!r}" if clause and clause.strip() != word else ""
-    near = difflib.get_close_matches(str(word), allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    choices = ", ".join([*allowed, extra] if extra else allowed)
-    return f"unknown {kind} {word!r}{where}: expected one of {choices}{hint}"

@@ -7,7 +7,10 @@ can then mean two things:
 
 - on top of the source's motion: the move adds to whatever the source camera does;
 - absolute: the move is made by a camera on its own tripod, standing where the source stood in
-  frame 0 ("static" then stabilises the clip).
+  frame 0 ("static" is then locked off);
+- stabilised: the move adds to the source's motion without its shake, a smoothed path.
+
+`relative_poses` picks one by name.
 """
 
 import dataclasses
@@ -76,6 +79,88 @@ def absolute(trajectory: Trajectory, source_poses: jax.Array) -> jax.Array:
     world_from_source = jnp.asarray(source_poses, jnp.float32)
     world_from_target = pose.compose(world_from_source[:1], trajectory.cameras.world_from_camera)
     return pose.compose(pose.inverse(world_from_source), world_from_target)
+
+
+def stabilised(trajectory: Trajectory, source_poses: jax.Array, sigma: float = 6.0) -> jax.Array:
+    """`source_from_target` `[T, 4, 4]` when the move adds to the source's smoothed motion.
+
+    Args:
+        trajectory: T cameras, read relative to the smoothed source camera of each frame.
+        source_poses: `world_from_source` `[T, 4, 4]`, translations in the units of the depth.
+        sigma: of the Gaussian that smooths, in frames; see `smooth_poses`.
+
+    Raises:
+        InputError: without source poses, when their number is not T, or for a bad sigma.
+    """
+    if source_poses is None:
+        raise InputError(
+            "a stabilised trajectory needs the source camera's poses: give a pose file, or place "
+            "the move on top of the source's motion"
+        )
+    _check_poses(trajectory, source_poses)
+    world_from_source = jnp.asarray(source_poses, jnp.float32)
+    smooth = smooth_poses(world_from_source, sigma)
+    world_from_target = pose.compose(smooth, trajectory.cameras.world_from_camera)
+    return pose.compose(pose.inverse(world_from_source), world_from_target)
+
+
+def smooth_poses(poses: jax.Array, sigma: float) -> jax.Array:
+    """Poses `[T, 4, 4]` averaged over time with a Gaussian of `sigma` frames.
+
+    Beyond both ends the motion is continued by its point reflection there (R0 R_k^-1 R0 and
+    2 p0 - p_k), so the first and last pose stay and an even motion is left as it is. Rotations are the
+    normalised mean of their quaternions, right for the few degrees of a shake.
+
+    Raises:
+        InputError: for a sigma that is negative or not finite.
+    """
+    if not (np.isfinite(sigma) and sigma >= 0):
+        raise InputError(f"smoothing by {sigma} frames is impossible: expected 0 or more")
+    poses = jnp.asarray(poses, jnp.float32)
+    reach = min(int(np.ceil(3 * sigma)), len(poses) - 1)
+    if reach < 1:
+        return poses
+    extended = jnp.concatenate(
+        [
+            _reflected(poses[:1], poses[reach:0:-1]),
+            poses,
+            _reflected(poses[-1:], poses[-2 : -reach - 2 : -1]),
+        ]
+    )
+    quaternions = np.asarray(pose.quaternion_from_rotation(extended[:, :3, :3]), np.float64)
+    flips = np.sign((quaternions[1:] * quaternions[:-1]).sum(-1))
+    quaternions[1:] *= np.cumprod(np.where(flips < 0, -1.0, 1.0))[:, None]
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    channels = np.concatenate([quaternions, np.asarray(extended[:, :3, 3], np.float64)], axis=-1)
+    mean = np.stack([np.convolve(c, weights / weights.sum(), "valid") for c in channels.T], -1)
+    mean = jnp.asarray(mean, jnp.float32)
+    return pose.from_rotation_translation(pose.rotation_from_quaternion(mean[:, :4]), mean[:, 4:])
+
+
+def _reflected(end: jax.Array, poses: jax.Array) -> jax.Array:
+    """`poses` `[n, 4, 4]` mirrored at the pose `end` `[1, 4, 4]`: what goes in comes out again."""
+    turned = pose.compose(end, pose.inverse(poses), end)
+    return pose.from_rotation_translation(turned[:, :3, :3], 2 * end[:, :3, 3] - poses[:, :3, 3])
+
+
+MODES = ("relative", "absolute", "stabilise")
+
+
+def relative_poses(
+    trajectory: Trajectory, mode: str, source_poses: jax.Array | None, sigma: float = 6.0
+) -> jax.Array:
+    """`source_from_target` `[T, 4, 4]` in one of `MODES`: on top of the source, absolute, stabilised.
+
+    Raises:
+        InputError: for an unknown mode; or as the function of the mode.
+    """
+    if mode not in MODES:
+        raise InputError(f"unknown camera mode {mode!r}: expected one of {', '.join(MODES)}")
+    if mode == "relative":
+        return on_top_of_source(trajectory, source_poses)
+    if mode == "absolute":
+        return absolute(trajectory, source_poses)
+    return stabilised(trajectory, source_poses, sigma)
 
 
 def with_poses(trajectory: Trajectory, source_from_target: jax.Array) -> Trajectory:

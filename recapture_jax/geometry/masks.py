@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from recapture_jax.camera import pose
 from recapture_jax.errors import InputError
-from recapture_jax.geometry.projection import MIN_DEPTH, project, unproject
+from recapture_jax.geometry.projection import MIN_DEPTH, reproject
 
 
 def erode(mask: jax.Array, radius: int) -> jax.Array:
@@ -105,11 +105,8 @@ def torn_in_view(
     """
     near, far, mean = _depth_range(jax.lax.stop_gradient(depth), valid)
     target_from_source = pose.inverse(source_from_target)
-    seen = []
-    for layer in (near, far):
-        points = pose.transform_points(target_from_source, unproject(layer, source_intrinsics))
-        seen.append(project(points, target_intrinsics))
-    (near_pixels, near_z), (far_pixels, far_z) = seen
+    cameras = (source_intrinsics, target_intrinsics, target_from_source)
+    (near_pixels, near_z), (far_pixels, far_z) = (reproject(z, *cameras) for z in (near, far))
     stretch = jnp.abs(near_pixels - far_pixels).max(-1)
     behind = jnp.minimum(near_z, far_z) <= MIN_DEPTH
     return (far - near > threshold * mean) & ((stretch > max_stretch) | behind)

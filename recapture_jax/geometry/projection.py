@@ -46,3 +46,44 @@ def project(points: jax.Array, intrinsics: jax.Array) -> tuple[jax.Array, jax.Ar
     v = intrinsics[1, 1] * (points[..., 1] * inverse_z) + intrinsics[1, 2]
     pixels = jnp.stack([u, v], axis=-1)
     return jnp.where(visible[..., None], pixels, -1e6), z
+
+
+def reproject(
+    depth: jax.Array,
+    source_intrinsics: jax.Array,
+    target_intrinsics: jax.Array,
+    target_from_source: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Where another camera sees every pixel of a depth map.
+
+    The same as `project` of the transformed `unproject`, but written as a displacement: what does
+    not move on the image stays exactly in place, however large the image is.
+
+    Args:
+        depth: `[H, W]` plane depth, positive.
+        source_intrinsics: `[3, 3]`; target_intrinsics: `[3, 3]`, pixels.
+        target_from_source: `[4, 4]`.
+
+    Returns:
+        pixels `[H, W, 2]` (u, v) and z `[H, W]` in the target camera, as `project` returns them.
+    """
+    pixel = jnp.moveaxis(pixel_centres(*depth.shape, depth.dtype), -1, 0)
+    source, target = source_intrinsics, target_intrinsics
+    ray = [(pixel[i] - source[i, 2]) / source[i, i] for i in (0, 1)]
+    point = (ray[0] * depth, ray[1] * depth, depth)
+    # How far each point moves in the camera's frame; sums of products, as a matrix product over
+    # the last axis of three is several times slower.
+    turn = target_from_source[:3, :3] - jnp.eye(3, dtype=target_from_source.dtype)
+    moved = [
+        sum(turn[i, j] * point[j] for j in range(3)) + target_from_source[i, 3] for i in range(3)
+    ]
+    z = depth + moved[2]
+    visible = z > MIN_DEPTH
+    inverse_z = 1.0 / jnp.where(visible, z, 1.0)
+    seen = []
+    for i in (0, 1):
+        grown = (target[i, i] - source[i, i]) * depth - source[i, i] * moved[2]
+        displacement = (grown * ray[i] + target[i, i] * moved[i]) * inverse_z
+        shifted = pixel[i] + (target[i, 2] - source[i, 2])
+        seen.append(jnp.where(visible, shifted + displacement, -1e6))
+    return jnp.stack(seen, axis=-1), z

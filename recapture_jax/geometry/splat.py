@@ -3,16 +3,25 @@
 Every source pixel is a point. It is drawn with a tent kernel whose footprint follows the local
 magnification m = (f_target / f_source) (z_source / z_target), separately in x and y:
 
-    R = clip(m, 1, 2 * taps - 1) / 2 + 1/2          half-width in target pixels
+    R = clip((m + 3/4) / 2, 1, taps)                half-width in target pixels
     k = max(0, 1 - |du| / R) max(0, 1 - |dv| / R)   over a window of (2 * taps)^2 pixels, k > 1e-3
 
-1. scatter-min: z_min of each target pixel over all the kernels that reach it;
-2. scatter-add of k * colour and k over the points with z <= z_min (1 + tau).
+1. scatter-min: z_min of each target pixel over the points that cover its centre, which are those
+   within max(m, 1) / 2 + 0.2 of it (their own square and a little more, so that the squares of a
+   surface leave no crack); without such points there is no limit;
+2. scatter-add of k * colour and k over the points with z - e <= z_min (1 + tau), where e is how far
+   the point's own surface recedes over the width of its kernel: s_x 2 R_x / m_x + s_y 2 R_y / m_y.
+   s is the step of z to the neighbouring source pixel, the smaller one of both sides and none where
+   it is over a tenth of z: that is an edge. Without e a floor seen at a grazing angle would keep
+   only the nearest of the points that share a pixel.
 
-So a near surface hides a far one wherever its kernels touch, up to a magnification of 2 * taps - 1,
-and the result depends neither on the farthest point of the frame nor on points behind the camera.
-At unit magnification and integer positions the kernel is the pixel itself (rounding leaves k below
-1e-3 next to it), so no move gives back the source.
+So a near surface hides a far one wherever it covers the pixel, up to a magnification of 2 * taps - 1;
+just outside its outline it is blended in by the tails of its kernels instead of growing by a pixel.
+The result depends neither on the farthest point of the frame nor on points behind the camera.
+At unit magnification and integer positions the kernel is the pixel itself, so no move gives back
+the source. A smaller picture is anti-aliased by the same rule: R stays 1 target pixel, so a target
+pixel is the tent-weighted mean of all the source pixels of its surface within a pixel of it, which
+is what a resize with a linear low-pass filter takes.
 
 What stays fixed in a derivative is what selects: z_min, the windows and the visibility tests.
 """
@@ -27,10 +36,22 @@ from recapture_jax.camera import pose
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.geometry.masks import torn_in_view
-from recapture_jax.geometry.projection import MIN_DEPTH, project, unproject
+from recapture_jax.geometry.projection import MIN_DEPTH, reproject
 
 MIN_KERNEL = 1e-3
 """Kernel values up to this are rounding noise around an exact hit and are not drawn."""
+
+WINDOWS = (2, 3, 4, 6)
+"""Sides of the windows that `adapt` chooses from, in pixels; n holds a magnification of n - 3/4."""
+
+COVER_MARGIN = 0.2
+"""Target pixels by which the squares of neighbouring points overlap on each side."""
+
+MAX_STEP = 0.1
+"""A step of depth to the next pixel over this share of it is an edge, not a slope."""
+
+MIN_MAGNIFICATION = 0.1
+"""Below this the depth tolerance on slopes grows no further."""
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +82,7 @@ def splat(
     *,
     taps: int = 2,
     tau: float = 0.02,
+    adapt: bool = False,
     height: int | None = None,
     width: int | None = None,
 ) -> SplatResult:
@@ -74,6 +96,8 @@ def splat(
         source_from_target: `[4, 4]` pose of the target camera in the source camera's frame.
         taps: half the window; surfaces stay closed up to a magnification of 2 * taps - 1.
         tau: relative depth within which points of one pixel are one surface.
+        adapt: loop over the smallest window that holds every kernel of this frame, instead of
+            2 * taps always: the same result sooner. Under vmap all windows would be computed.
         height: of the target, the source's by default; likewise width.
 
     Returns:
@@ -87,67 +111,92 @@ def splat(
     if valid is not None:
         drawn &= valid
     safe_depth = jnp.where(drawn, depth, 1.0)
-    points = pose.transform_points(
-        pose.inverse(source_from_target), unproject(safe_depth, source_intrinsics)
-    )
-    pixels, z = project(points, target_intrinsics)
-    drawn = (drawn & (z > MIN_DEPTH)).reshape(-1)
+    target_from_source = pose.inverse(source_from_target)
+    pixels, z = reproject(safe_depth, source_intrinsics, target_intrinsics, target_from_source)
+    drawn &= z > MIN_DEPTH
     magnification = safe_depth / jnp.where(z > MIN_DEPTH, z, 1.0)
 
-    z = z.reshape(-1)
-    reach = [
-        jnp.clip(
-            (target_intrinsics[i, i] / source_intrinsics[i, i] * magnification).reshape(-1),
-            1.0,
-            2 * taps - 1,
-        )
-        * 0.5
-        + 0.5
-        for i in (0, 1)
-    ]
+    magnified = [target_intrinsics[i, i] / source_intrinsics[i, i] * magnification for i in (0, 1)]
+    reach = [jnp.clip((m + 0.75) / 2, 1.0, float(taps)).reshape(-1) for m in magnified]
+    cover = [jnp.maximum(m, 1.0).reshape(-1) / 2 + COVER_MARGIN for m in magnified]
     # In index coordinates pixel j has its centre at j. The clip keeps far points in int32 range.
     x = jnp.clip(pixels[..., 0].reshape(-1) - 0.5, -2.0 * taps, width + 2.0 * taps)
     y = jnp.clip(pixels[..., 1].reshape(-1) - 0.5, -2.0 * taps, height + 2.0 * taps)
-    left, top = jnp.floor(x), jnp.floor(y)
     # Taps outside the image or with a negligible kernel get an index past the canvas, which the
     # scatters drop (on CPUs quicker than one shared dump cell, whose additions wait in line).
     outside = height * width
-
-    def tap(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cell index and kernel `[N]` of one neighbour of every point."""
-        column, row = left + offset[0], top + offset[1]
-        kernel = jnp.maximum(0.0, 1.0 - jnp.abs(column - x) / reach[0])
-        kernel *= jnp.maximum(0.0, 1.0 - jnp.abs(row - y) / reach[1])
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        cell = row.astype(jnp.int32) * width + column.astype(jnp.int32)
-        return jnp.where(drawn & inside & (kernel > MIN_KERNEL), cell, outside), kernel
-
+    recedes = sum(
+        step * 2 * r.reshape(step.shape) / jnp.maximum(m, MIN_MAGNIFICATION)
+        for step, r, m in zip(_steps(z, drawn), reach, magnified, strict=True)
+    )
+    drawn, z = drawn.reshape(-1), z.reshape(-1)
     z_fixed = jax.lax.stop_gradient(z)
-
-    def keep_nearest(z_min, offset):
-        cell, _ = tap(offset)
-        return z_min.at[cell].min(z_fixed, mode="drop"), None
-
+    front = z_fixed - jax.lax.stop_gradient(recedes.reshape(-1))
     # Depth is summed apart from the colours so that a caller who ignores it does not pay for it.
     payload = jnp.concatenate([colors.reshape(-1, channels), jnp.ones_like(z)[:, None]], axis=-1)
     # Colours of points that are not drawn may be nan; a nan would also spoil the gradients.
     payload = jnp.where(drawn[:, None], payload, 0.0)
 
-    def accumulate(totals, offset):
-        total, total_depth = totals
-        cell, kernel = tap(offset)
-        in_front = z_fixed <= limit.at[cell].get(mode="fill", fill_value=0.0)
-        kernel = jnp.where(in_front, kernel, 0.0)
-        total = total.at[cell].add(payload * kernel[:, None], mode="drop")
-        return (total, total_depth.at[cell].add(z * kernel, mode="drop")), None
+    def draw(side: int) -> tuple[jax.Array, jax.Array]:
+        """Both passes over windows of side x side pixels: sums `[H * W, C + 1]`, `[H * W]`."""
+        steps = jnp.arange(side, dtype=x.dtype) - (side - 1) // 2
 
-    steps = jnp.arange(1 - taps, taps + 1, dtype=x.dtype)
-    offsets = jnp.stack(jnp.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
-    empty = jnp.full((outside,), jnp.inf, z.dtype)
-    z_min, _ = jax.lax.scan(keep_nearest, empty, offsets)
-    limit = z_min * (1 + tau)
-    empty = (jnp.zeros((outside, channels + 1), payload.dtype), jnp.zeros((outside,), z.dtype))
-    (total, total_depth), _ = jax.lax.scan(accumulate, empty, offsets)
+        def along(position, reach, cover, length):
+            """First cell `[N]`; kernels `[side, N]`, 0 outside the image; those of covered cells."""
+            first = jnp.floor(position + 0.5 * (side % 2))
+            cell = first[None] + steps[:, None]
+            apart = jnp.abs(cell - position[None])
+            kernel = jnp.maximum(0.0, 1.0 - apart / reach[None])
+            kernel = jnp.where(drawn[None] & (cell >= 0) & (cell < length), kernel, 0.0)
+            return first.astype(jnp.int32), kernel, jnp.where(apart <= cover[None], kernel, 0.0)
+
+        left, across, across_covered = along(x, reach[0], cover[0], width)
+        top, down, down_covered = along(y, reach[1], cover[1], height)
+        corner = top * width + left
+        columns = steps.astype(jnp.int32)
+        rows = columns * width
+
+        def over_window(body, carry, across, down):
+            """Folds `body(carry, cell, kernel)` over the taps."""
+
+            def over_row(carry, row):
+                def over_column(carry, column):
+                    kernel = row[0] * column[0]
+                    cell = corner + (row[1] + column[1])
+                    return body(carry, jnp.where(kernel > MIN_KERNEL, cell, outside), kernel), None
+
+                return jax.lax.scan(over_column, carry, (across, columns))[0], None
+
+            return jax.lax.scan(over_row, carry, (down, rows))[0]
+
+        def keep_nearest(z_min, cell, _):
+            return z_min.at[cell].min(z_fixed, mode="drop")
+
+        def accumulate(totals, cell, kernel):
+            total, total_depth = totals
+            in_front = front <= limit.at[cell].get(mode="fill", fill_value=0.0)
+            # The barrier keeps the compiler from doing this arithmetic once per channel in the
+            # scalar loop of a CPU's scatter.
+            cell, kernel = jax.lax.optimization_barrier(
+                (jnp.where(in_front, cell, outside), kernel)
+            )
+            total = total.at[cell].add(payload * kernel[:, None], mode="drop")
+            return total, total_depth.at[cell].add(z * kernel, mode="drop")
+
+        empty = jnp.full((outside,), jnp.inf, z.dtype)
+        limit = over_window(keep_nearest, empty, across_covered, down_covered) * (1 + tau)
+        empty = (jnp.zeros((outside, channels + 1), payload.dtype), jnp.zeros((outside,), z.dtype))
+        return over_window(accumulate, empty, across, down)
+
+    if adapt:
+        sides = [side for side in WINDOWS if side < 2 * taps] + [2 * taps]
+        seen = drawn & (x > -taps) & (x < width - 1 + taps) & (y > -taps) & (y < height - 1 + taps)
+        widest = jnp.where(seen, jnp.maximum(*reach), 1.0).max()
+        enough = (jnp.asarray(sides[:-1]) < 2 * widest).sum()
+        draws = [functools.partial(draw, side) for side in sides]
+        total, total_depth = jax.lax.switch(enough, draws)
+    else:
+        total, total_depth = draw(2 * taps)
 
     weight = total[:, -1]
     mask = weight > 0
@@ -160,6 +209,21 @@ def splat(
     )
 
 
+def _steps(z: jax.Array, drawn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Step of z `[H, W]` to the next pixel of its surface, along x and along y."""
+    steps = []
+    for axis in (1, 0):
+        step = jnp.abs(jnp.diff(jnp.where(drawn, z, jnp.nan), axis=axis))
+        step = jnp.where(jnp.isnan(step), jnp.inf, step)
+        ahead, behind = (
+            jnp.pad(step, [side if i == axis else (0, 0) for i in (0, 1)], constant_values=jnp.inf)
+            for side in ((0, 1), (1, 0))
+        )
+        step = jnp.minimum(ahead, behind)
+        steps.append(jnp.where(step > MAX_STEP * z, 0.0, step))
+    return tuple(steps)
+
+
 def render_anchor(
     frames: jax.Array,
     depth: jax.Array,
@@ -167,7 +231,7 @@ def render_anchor(
     trajectory: Trajectory,
     *,
     valid: jax.Array | None = None,
-    taps: int = 2,
+    taps: int = 4,
     tau: float = 0.02,
     tearing_threshold: float | None = 0.05,
     height: int | None = None,
@@ -181,7 +245,9 @@ def render_anchor(
         source_intrinsics: `[3, 3]` or `[T, 3, 3]`, pixels.
         trajectory: T cameras relative to the source camera of the same frame.
         valid: `[T, H, W]` bool, pixels that may be drawn, or None for all.
-        taps: see `splat`; tau likewise.
+        taps: half the largest window: surfaces stay closed up to a magnification of 2 * taps - 1.
+            Each frame takes the smallest window that holds its kernels, so it costs no time.
+        tau: see `splat`.
         tearing_threshold: drop points on depth steps that the target would see torn apart
             (`masks.torn_in_view`); None draws every point.
         height: of the target, the source's by default; likewise width.
@@ -226,7 +292,15 @@ def _render_views(views, tau, tearing_threshold, *, taps, height, width):
             safe_depth = jnp.where(keep, depth, 1.0)
             keep &= ~torn_in_view(safe_depth, *cameras, tearing_threshold, valid=keep)
         result = splat(
-            colors, depth, keep, *cameras, taps=taps, tau=tau, height=height, width=width
+            colors,
+            depth,
+            keep,
+            *cameras,
+            taps=taps,
+            tau=tau,
+            adapt=True,
+            height=height,
+            width=width,
         )
         return result.colors, result.mask
 

@@ -26,7 +26,28 @@ def splat_reference(
     k1, k2 = np.asarray(source_intrinsics, np.float64), np.asarray(target_intrinsics, np.float64)
     target_from_source = np.linalg.inv(np.asarray(source_from_target, np.float64))
 
-    fragments: list[tuple[int, int, float, float, np.ndarray]] = []
+    depths = np.full(
+        (source_height, source_width), np.nan
+    )  # in the target camera, of what is drawn
+    for i in range(source_height):
+        for j in range(source_width):
+            z1 = float(depth[i, j])
+            if np.isfinite(z1) and z1 > 0 and (valid is None or valid[i, j]):
+                point = z1 * (np.linalg.inv(k1) @ np.array([j + 0.5, i + 0.5, 1.0]))
+                z2 = (target_from_source @ np.append(point, 1.0))[2]
+                depths[i, j] = z2 if z2 > 1e-3 else np.nan
+
+    def step(i: int, j: int, di: int, dj: int) -> float:
+        """Smaller step of depth to the neighbours along (di, dj); 0 at an edge."""
+        sizes = [np.inf]
+        for sign in (-1, 1):
+            row, column = i + sign * di, j + sign * dj
+            if 0 <= row < source_height and 0 <= column < source_width:
+                sizes.append(abs(depths[row, column] - depths[i, j]))
+        size = np.nanmin(sizes)
+        return size if size <= 0.1 * depths[i, j] else 0.0
+
+    fragments: list[tuple[int, int, float, float, float, bool, np.ndarray]] = []
     for i in range(source_height):
         for j in range(source_width):
             z1 = float(depth[i, j])
@@ -38,8 +59,12 @@ def splat_reference(
             if z2 <= 1e-3:
                 continue
             u, v, _ = k2 @ (point / z2)
-            radius_x = 0.5 * min(max(k2[0, 0] / k1[0, 0] * z1 / z2, 1), 2 * taps - 1) + 0.5
-            radius_y = 0.5 * min(max(k2[1, 1] / k1[1, 1] * z1 / z2, 1), 2 * taps - 1) + 0.5
+            grown_x = k2[0, 0] / k1[0, 0] * z1 / z2
+            grown_y = k2[1, 1] / k1[1, 1] * z1 / z2
+            radius_x = min(max((grown_x + 0.75) / 2, 1), taps)
+            radius_y = min(max((grown_y + 0.75) / 2, 1), taps)
+            front = z2 - 2 * radius_x / max(grown_x, 0.1) * step(i, j, 0, 1)
+            front -= 2 * radius_y / max(grown_y, 0.1) * step(i, j, 1, 0)
             left, top = int(np.floor(u - 0.5)), int(np.floor(v - 0.5))
             for row in range(top - taps + 1, top + taps + 1):
                 for column in range(left - taps + 1, left + taps + 1):
@@ -49,15 +74,19 @@ def splat_reference(
                     kernel_y = max(0.0, 1 - abs(row + 0.5 - v) / radius_y)
                     if kernel_x * kernel_y > 1e-3:
                         color = np.asarray(colors[i, j], np.float64)
-                        fragments.append((row, column, kernel_x * kernel_y, z2, color))
+                        covers = abs(column + 0.5 - u) <= max(grown_x, 1) / 2 + 0.2
+                        covers &= abs(row + 0.5 - v) <= max(grown_y, 1) / 2 + 0.2
+                        weight_here = kernel_x * kernel_y
+                        fragments.append((row, column, weight_here, z2, front, covers, color))
 
     nearest = np.full((height, width), np.inf)
-    for row, column, _, z, _ in fragments:
-        nearest[row, column] = min(nearest[row, column], z)
+    for row, column, _, z, _, covers, _ in fragments:
+        if covers:
+            nearest[row, column] = min(nearest[row, column], z)
     color_sum = np.zeros((height, width, channels))
     depth_sum, weight = np.zeros((height, width)), np.zeros((height, width))
-    for row, column, kernel, z, color in fragments:
-        if z <= nearest[row, column] * (1 + tau):
+    for row, column, kernel, z, front, _, color in fragments:
+        if front <= nearest[row, column] * (1 + tau):
             color_sum[row, column] += kernel * color
             depth_sum[row, column] += kernel * z
             weight[row, column] += kernel

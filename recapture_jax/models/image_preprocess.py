@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.errors import InputError
+from recapture_jax.models.resize import aligned_corners, apply_matrices, cubic_matrix, scatter
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -60,16 +61,8 @@ def resize_antialias(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 
     Any value range; the result is float32 and may overshoot the range of the input.
     """
-    rows, cols = (
-        jnp.asarray(resize_matrix(n, m)) for n, m in zip(images.shape[1:3], size, strict=True)
-    )
-    return jnp.einsum(
-        "ih,bhwc,jw->bijc",
-        rows,
-        images.astype(jnp.float32),
-        cols,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    matrices = (resize_matrix(n, m) for n, m in zip(images.shape[1:3], size, strict=True))
+    return apply_matrices(images, *matrices)
 
 
 @functools.lru_cache(maxsize=32)
@@ -83,7 +76,8 @@ def resize_matrix(n_in: int, n_out: int) -> np.ndarray:
         raise InputError(
             f"cannot resize {n_in} samples to {n_out}, expected at least 2 and 1; use larger images"
         )
-    matrix = (_cubic_matrix(n_in, n_out) @ _blur_matrix(n_in, n_in / n_out)).astype(np.float32)
+    cubic = cubic_matrix(n_in, aligned_corners(n_in, n_out))
+    matrix = (cubic @ _blur_matrix(n_in, n_in / n_out)).astype(np.float32)
     matrix.setflags(write=False)  # the cache hands the same array to every caller
     return matrix
 
@@ -96,22 +90,4 @@ def _blur_matrix(n: int, factor: float) -> np.ndarray:
     taps = np.exp(-0.5 * (offsets / sigma) ** 2)
     source = np.abs(np.arange(n)[:, None] + offsets[None])
     source = np.where(source > n - 1, 2 * (n - 1) - source, source)
-    return _scatter(source, np.broadcast_to(taps / taps.sum(), source.shape), n)
-
-
-def _cubic_matrix(n_in: int, n_out: int, a: float = -0.75) -> np.ndarray:
-    """[n_out, n_in] float64: cubic convolution between aligned corners, taps clamped."""
-    position = np.arange(n_out) * ((n_in - 1) / max(n_out - 1, 1))
-    first = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)[None]
-    x = np.abs(position[:, None] - first)
-    near = ((a + 2) * x - (a + 3)) * x**2 + 1  # |x| <= 1, Keys 1981, equation 15
-    far = a * (((x - 5) * x + 8) * x - 4)  # 1 < |x| <= 2
-    weights = np.where(x <= 1, near, far)
-    return _scatter(np.clip(first, 0, n_in - 1), weights, n_in)
-
-
-def _scatter(columns: np.ndarray, weights: np.ndarray, n: int) -> np.ndarray:
-    """Dense [rows, n] matrix from [rows, taps] columns and weights; equal columns add up."""
-    matrix = np.zeros((len(columns), n))
-    np.add.at(matrix, (np.arange(len(columns))[:, None], columns), weights)
-    return matrix
+    return scatter(source, np.broadcast_to(taps / taps.sum(), source.shape), n)

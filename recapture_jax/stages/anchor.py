@@ -74,7 +74,7 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: 
         path,
         taps=config.taps,
         tau=config.tau,
-        tearing_threshold=config.tearing * max(1.0, TEARING_SIDE / min(clip.size)) or None,
+        tearing_threshold=tearing_threshold(config, clip.size),
     )
     empty = np.flatnonzero(~np.asarray(raw_mask).any(axis=(1, 2)))
     if empty.size:
@@ -85,6 +85,11 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: 
     finish = jax.jit(_finish, static_argnums=(2, 3))
     frames, mask = finish(frames, raw_mask, config.close // 2, config.erode)
     return Anchor(np.asarray(frames), np.asarray(mask), np.asarray(raw_mask), path)
+
+
+def tearing_threshold(config, size: tuple[int, int]) -> float | None:
+    """`config.anchor.tearing` for frames of (height, width) pixels; None for no filter."""
+    return config.tearing * max(1.0, TEARING_SIDE / min(size)) or None
 
 
 def _finish(frames: jax.Array, raw_mask: jax.Array, close: int, erode: int):

@@ -1,0 +1,1 @@
+"""Anchors against exact novel views of rendered scenes."""

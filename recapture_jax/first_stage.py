@@ -1,0 +1,183 @@
+"""A run's clip, depth and anchor: what pipeline and preview share, so that both show the same pixels."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+import recapture_jax
+from recapture_jax import cache as caching
+from recapture_jax import config as configuration
+from recapture_jax import progress
+from recapture_jax.depth import align, base, precomputed
+from recapture_jax.errors import InputError
+from recapture_jax.stages import anchor as anchor_stage
+from recapture_jax.stages.anchor import Anchor
+from recapture_jax.video import resize
+from recapture_jax.video.read import read_clip
+
+_SOURCE_PIXELS = (
+    2**18
+)  # a clip is read at no less than this before it is fitted to the model's size
+
+
+def compilation_cache(config) -> None:
+    """Keeps compiled programs on disk, unless the configuration or the user's JAX say otherwise."""
+    if config.output.compilation_cache and not jax.config.jax_compilation_cache_dir:
+        folder = pathlib.Path.home() / ".cache" / "recapture_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def plain(config) -> dict[str, Any]:
+    """A ConfigDict as JSON-able data."""
+    return json.loads(config.to_json())
+
+
+def folder_name(text: str) -> str:
+    """The text with everything but letters, digits and `_.+-` replaced by '-'."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+class FirstStage:
+    """Clip, depth and anchor of a configuration, from the cache or computed.
+
+    Attributes (after `read`): clip, at the size the model works at; clip_name; inputs, the hashes
+    of what was read. stages: each stage done so far to 'computed' or 'cached'.
+    """
+
+    def __init__(self, config, model_config: dict):
+        """model_config: `num_frames` and `vae.block_out_channels` of the model that will follow."""
+        self.config = config
+        self.model_config = model_config
+        self.groups = plain(config)
+        self.root = pathlib.Path(config.output.root).expanduser()
+        folder = (
+            pathlib.Path(config.output.cache).expanduser()
+            if config.output.cache
+            else self.root / "cache"
+        )
+        self.cache = caching.StageCache(folder)
+        self.watch = progress.Stopwatch()
+        self.stages: dict[str, str] = {}
+
+    def read(self) -> None:
+        """Reads the clip and fits it to the model's size.
+
+        Raises:
+          InputError: no such clip or depth file, too few frames, sizes the model cannot take.
+        """
+        video, model_frames = self.config.video, int(self.model_config["num_frames"])
+        path = configuration.resolve_path(video.path)
+        factor = 2 ** (len(self.model_config["vae"]["block_out_channels"]) - 1)
+        if video.multiple % factor:
+            raise InputError(
+                f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
+            )
+        num_frames = video.num_frames or model_frames
+        if num_frames > model_frames:
+            progress.say(f"note: {num_frames} frames, the model was trained on {model_frames}")
+        area = max(_SOURCE_PIXELS, 2 * video.short_side**2)
+        self.source = read_clip(path, num_frames, video.start, video.stride, max_pixels=area)
+        height, width = self.source.size
+        size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
+        frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
+        intrinsics = anchor_stage.source_intrinsics(self.source, self.config.camera.vertical_fov)
+        self.clip = dataclasses.replace(
+            self.source,
+            frames=np.asarray(frames, np.float32),
+            intrinsics=self.fit.intrinsics(intrinsics),
+        )
+        self.clip_name = path.stem
+        self.clip_hash = caching.file_hash(path)
+        self.inputs = {
+            "clip": self.clip_hash,
+            "version": recapture_jax.__version__,
+            "backend": jax.default_backend(),
+        }
+        if self.config.depth.estimator == "precomputed":
+            depth_path = configuration.resolve_path(self.config.depth.path)
+            if not depth_path.exists():
+                raise InputError(f"config.depth.path={depth_path}: no such file or folder")
+            self.inputs["depth"] = caching.file_hash(depth_path)
+
+    def depth(self) -> base.DepthMap:
+        """Depth of the clip, at its size: estimated or read, evened out over time.
+
+        Raises:
+          InputError: an unreadable depth file, or one of another clip.
+        """
+        cfg = self.config.depth
+        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version")}
+        key = caching.key("depth", inputs=inputs, groups=self.parts("video", "depth"))
+        if self.cache.has("depth", key):
+            self.stages["depth"] = "cached"
+            stored = caching.load_arrays(self.cache.entry("depth", key) / "depth.npz")
+            return base.DepthMap(stored["depth"], str(stored["kind"]), str(stored["source"]))
+        with self.stage("depth"):
+            height, width = self.source.size
+            if cfg.estimator == "precomputed":
+                path = configuration.resolve_path(cfg.path)
+                depth = precomputed.load_depth(
+                    path,
+                    cfg.kind,
+                    cfg.scale,
+                    num_frames=self.source.num_frames,
+                    height=height,
+                    width=width,
+                    encoding=cfg.encoding,
+                )
+            else:
+                depth = base.get_estimator(cfg.estimator)(self.source.frames)
+            if cfg.stabilise:
+                depth = align.stabilise(depth, self.source.frames)
+            fitted = np.asarray(resize.resize_depth(np.asarray(depth.depth), self.fit), np.float32)
+            depth = base.DepthMap(fitted, depth.kind, depth.source)
+            with self.cache.writing("depth", key) as folder:
+                arrays = {
+                    "depth": depth.depth,
+                    "kind": np.array(depth.kind),
+                    "source": np.array(depth.source),
+                }
+                caching.save_arrays(folder / "depth.npz", arrays)
+        return depth
+
+    def anchor(self, depth: base.DepthMap) -> Anchor:
+        """The clip along the new camera path.
+
+        Raises:
+          InputError: as `stages.anchor.plan_trajectory` and `stages.anchor.render`.
+        """
+        path = anchor_stage.plan_trajectory(self.config.camera, self.clip, depth)
+        inputs = {
+            k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version", "backend")
+        }
+        self.anchor_key = caching.key(
+            "anchor", inputs=inputs, groups=self.parts("video", "camera", "depth", "anchor")
+        )
+        names = ("frames", "mask", "raw_mask")
+        if self.cache.has("anchor", self.anchor_key):
+            self.stages["anchor"] = "cached"
+            stored = caching.load_arrays(self.cache.entry("anchor", self.anchor_key) / "anchor.npz")
+            return Anchor(*(stored[n] for n in names), path)
+        with self.stage("anchor"):
+            fov = self.config.camera.vertical_fov
+            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path, fov)
+            with self.cache.writing("anchor", self.anchor_key) as folder:
+                caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
+        return anchor
+
+    def parts(self, *names: str) -> dict[str, Any]:
+        """Groups of the configuration as JSON-able data, for cache keys."""
+        return {name: self.groups[name] for name in sorted(names)}
+
+    @contextlib.contextmanager
+    def stage(self, name: str):
+        """Times a stage and records that it was computed."""
+        self.stages[name] = "computed"
+        with self.watch.stage(name):
+            yield
