@@ -144,6 +144,27 @@ class HoleSearch:
         return resize_intrinsics(moved, (size[0] * self.step, size[1] * self.step), size)
 
 
+def _said(name: str, holes: np.ndarray) -> tuple[float, str]:
+    """The largest hole share and a sentence on it."""
+    frame, last = int(np.argmax(holes)), len(holes) - 1
+    worst = float(holes[frame])
+    where = "at the end" if frame == last else f"in frame {frame} of {last}"
+    says = f"{name} leaves {_percent(worst)} unknown {where}"
+    return worst, says if worst > 0 else f"{name} leaves nothing unknown"
+
+
+def as_it_is(name: str, holes: np.ndarray, limit: float) -> Advice:
+    """How far a path whose strength cannot be changed stays within the limit; as `advise`."""
+    holes = np.asarray(holes)
+    worst, says = _said(name, holes)
+    if worst <= limit:
+        return Advice(f"{says}, which is within {_percent(limit)}")
+    safe = int(np.argmax(holes > limit)) - 1
+    return Advice(
+        f"{says}; up to frame {max(safe, 0)} of {len(holes) - 1} it stays within {_percent(limit)}"
+    )
+
+
 def advise(
     sentence: str,
     plan: Callable[[str], Trajectory],
@@ -160,19 +181,10 @@ def advise(
         holes: hole shares `[T]` of the sentence as it is, at full size.
         limit: share of unknown pixels, in (0, 1).
     """
-    holes, frame = np.asarray(holes), int(np.argmax(holes))
-    worst, last = float(holes[frame]), len(holes) - 1
-    where = "at the end" if frame == last else f"in frame {frame} of {last}"
-    says = f"{sentence} leaves {_percent(worst)} unknown {where}"
-    says = says if worst > 0 else f"{sentence} leaves nothing unknown"
     moves = parse_moves(sentence)
     if not any(move.direction for move in moves):
-        if worst <= limit:
-            return Advice(f"{says}, which is within {_percent(limit)}")
-        safe = int(np.argmax(holes > limit)) - 1
-        return Advice(
-            f"{says}; up to frame {max(safe, 0)} of {last} it stays within {_percent(limit)}"
-        )
+        return as_it_is(sentence, holes, limit)
+    worst, says = _said(sentence, np.asarray(holes))
     share, kept = _strength(moves, plan, search, worst, limit)
     advised = _words(scaled(moves, share))
     within = f"within {_percent(limit)}"

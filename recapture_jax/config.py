@@ -10,7 +10,7 @@ import pathlib
 
 import ml_collections
 
-from recapture_jax.camera import moves
+from recapture_jax.camera import moves, trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.lora import targets
 
@@ -48,10 +48,17 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     camera.moves = "static"  # the move language of camera/moves.py
     camera.vertical_fov = 40.0  # degrees, of the source; used where the clip has no intrinsics
     camera.pivot_depth = 0.0  # 0: median depth of the centre of frame 0
+    camera.path = ""  # a camera file instead of moves; see `recapture_jax.camera.validate`
+    camera.path_format = ""  # '': told from the content
+    camera.path_scale = 0.0  # depth units per unit of the file; 0: as its units say
+    camera.poses = ""  # the source camera's own poses, where it moves
+    camera.poses_format, camera.poses_scale = "", 0.0
+    camera.mode = "relative"  # to the source camera of each frame; absolute or stabilise need poses
+    camera.stabilise = 6.0  # frames, width of the smoothing of mode 'stabilise'
 
     config.depth = depth = ml_collections.ConfigDict()
-    depth.estimator = "fastdepth"  # or 'precomputed'
-    depth.path = ""  # precomputed: .npz, .npy or a folder of 16-bit PNG
+    depth.estimator = "fastdepth"  # or 'converted' or 'precomputed'
+    depth.path = ""  # converted: folder of converters.depth; precomputed: .npz, .npy, 16-bit PNGs
     depth.kind = "metric"  # precomputed: metric, relative or disparity
     depth.scale = 1.0  # precomputed: stored value times this is depth (metres if metric)
     depth.encoding = "uint16"  # precomputed PNG: uint16 or float16_bits
@@ -132,7 +139,8 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
 
 _CHOICES = {
-    "depth.estimator": ("fastdepth", "precomputed"),
+    "camera.mode": trajectory.MODES,
+    "depth.estimator": ("fastdepth", "converted", "precomputed"),
     "depth.kind": ("metric", "relative", "disparity"),
     "depth.encoding": ("uint16", "float16_bits"),
     "model.dtype": ("auto", "float32", "bfloat16"),
@@ -151,6 +159,9 @@ _RANGES = {
     "video.multiple": (8, 256),
     "camera.vertical_fov": (1.0, 170.0),
     "camera.pivot_depth": (0.0, math.inf),
+    "camera.path_scale": (0.0, math.inf),
+    "camera.poses_scale": (0.0, math.inf),
+    "camera.stabilise": (1e-3, 1e4),
     "depth.scale": (1e-9, math.inf),
     "anchor.taps": (1, 4),
     "anchor.tau": (0.0, 1.0),
@@ -214,9 +225,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if config.mesh.data == 0:
         raise InputError("config.mesh.data=0: expected a number of devices, or -1 for all")
-    if config.depth.estimator == "precomputed" and not config.depth.path:
+    if config.depth.estimator != "fastdepth" and not config.depth.path:
         raise InputError(
-            "config.depth.path is empty: --config.depth.estimator=precomputed needs the depth file"
+            f"config.depth.path is empty: --config.depth.estimator={config.depth.estimator} needs "
+            "the depth file or the folder of the converted network"
+        )
+    if config.camera.mode != "relative" and not config.camera.poses:
+        raise InputError(
+            f"config.camera.poses is empty: --config.camera.mode={config.camera.mode} needs a file "
+            "of the source camera's poses"
         )
     moves.parse_moves(config.camera.moves)
     targets.patterns(config.lora.spatial_targets)

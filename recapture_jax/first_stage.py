@@ -14,7 +14,8 @@ import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
 from recapture_jax import progress
-from recapture_jax.depth import align, base, precomputed
+from recapture_jax.camera.trajectory import Trajectory
+from recapture_jax.depth import align, base, networks, precomputed
 from recapture_jax.errors import InputError
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
@@ -26,11 +27,21 @@ _SOURCE_PIXELS = (
 )  # a clip is read at no less than this before it is fitted to the model's size
 
 
-def compilation_cache(config) -> None:
-    """Keeps compiled programs on disk, unless the configuration or the user's JAX say otherwise."""
+@contextlib.contextmanager
+def compilation(config):
+    """How programs are compiled for the time of a run.
+
+    They are kept on disk, unless the configuration or the user's JAX say otherwise.
+    """
     if config.output.compilation_cache and not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path.home() / ".cache" / "recapture_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", before or config.output.fast_compile)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def plain(config) -> dict[str, Any]:
@@ -41,6 +52,11 @@ def plain(config) -> dict[str, Any]:
 def folder_name(text: str) -> str:
     """The text with everything but letters, digits and `_.+-` replaced by '-'."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+def move_name(camera) -> str:
+    """What a run of this `camera` group is called after."""
+    return pathlib.Path(camera.path).stem if camera.path else camera.moves
 
 
 class FirstStage:
@@ -99,11 +115,17 @@ class FirstStage:
             "version": recapture_jax.__version__,
             "backend": jax.default_backend(),
         }
-        if self.config.depth.estimator == "precomputed":
-            depth_path = configuration.resolve_path(self.config.depth.path)
-            if not depth_path.exists():
-                raise InputError(f"config.depth.path={depth_path}: no such file or folder")
-            self.inputs["depth"] = caching.file_hash(depth_path)
+        files = {"camera.path": "path", "camera.poses": "poses"}
+        if self.config.depth.estimator != "fastdepth":
+            files["depth.path"] = "depth"
+        for field, name in files.items():
+            if value := configuration.get(self.config, field):
+                file = configuration.resolve_path(value)
+                if not file.exists():
+                    raise InputError(f"config.{field}={file}: no such file or folder")
+                # Of a converted network, what the converter recorded of its source.
+                record = file / "source.json"
+                self.inputs[name] = caching.file_hash(record if record.is_file() else file)
 
     def depth(self) -> base.DepthMap:
         """Depth of the clip, at its size: estimated or read, evened out over time.
@@ -132,9 +154,15 @@ class FirstStage:
                     encoding=cfg.encoding,
                 )
             else:
-                depth = base.get_estimator(cfg.estimator)(self.source.frames)
+                network = (
+                    networks.load(configuration.resolve_path(cfg.path))
+                    if cfg.estimator == "converted"
+                    else base.get_estimator(cfg.estimator)
+                )
+                depth = network(self.source.frames)
             if cfg.stabilise:
-                depth = align.stabilise(depth, self.source.frames)
+                mode = networks.STABILISE.get((depth.source, depth.kind), "auto")
+                depth = align.stabilise(depth, self.source.frames, mode=mode)
             fitted = np.asarray(resize.resize_depth(np.asarray(depth.depth), self.fit), np.float32)
             depth = base.DepthMap(fitted, depth.kind, depth.source)
             with self.cache.writing("depth", key) as folder:
@@ -146,16 +174,24 @@ class FirstStage:
                 caching.save_arrays(folder / "depth.npz", arrays)
         return depth
 
+    def plan(self, camera, depth: base.DepthMap) -> Trajectory:
+        """The cameras of a `camera` group for this clip.
+
+        Raises:
+          InputError: as `stages.anchor.plan_trajectory`.
+        """
+        video = self.config.video
+        return anchor_stage.plan_trajectory(camera, self.clip, depth, video.start, video.stride)
+
     def anchor(self, depth: base.DepthMap) -> Anchor:
         """The clip along the new camera path.
 
         Raises:
           InputError: as `stages.anchor.plan_trajectory` and `stages.anchor.render`.
         """
-        path = anchor_stage.plan_trajectory(self.config.camera, self.clip, depth)
-        inputs = {
-            k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version", "backend")
-        }
+        path = self.plan(self.config.camera, depth)
+        names = ("clip", "depth", "path", "poses", "version", "backend")
+        inputs = {k: v for k, v in self.inputs.items() if k in names}
         self.anchor_key = caching.key(
             "anchor", inputs=inputs, groups=self.parts("video", "camera", "depth", "anchor")
         )

@@ -26,7 +26,7 @@ from recapture_jax import config as configuration
 from recapture_jax import progress, sharding, weights
 from recapture_jax.camera.formats import nerfstudio_camera_path
 from recapture_jax.errors import InputError
-from recapture_jax.first_stage import FirstStage, compilation_cache, folder_name
+from recapture_jax.first_stage import FirstStage, compilation, folder_name, move_name
 from recapture_jax.lora.export import load_lora, save_lora
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages import generate as generate_stage
@@ -50,13 +50,8 @@ def run(config) -> RunResult:
       InputError: for anything a user can mend; nothing half-written is left behind.
     """
     configuration.validate(config)
-    compilation_cache(config)
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", before or config.output.fast_compile)
-    try:
+    with compilation(config):
         return _Run(config).go()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 class _Run(FirstStage):
@@ -207,7 +202,7 @@ class _Run(FirstStage):
     def _target(self) -> pathlib.Path:
         cfg = self.config
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = cfg.output.name or f"{self.clip_name}-{cfg.camera.moves}-{stamp}"
+        name = cfg.output.name or f"{self.clip_name}-{move_name(cfg.camera)}-{stamp}"
         return self.root / folder_name(name)
 
     def _write(self, target: pathlib.Path, anchor: Anchor, loras: dict, frames: np.ndarray) -> None:

@@ -25,7 +25,7 @@ from recapture_jax import command, pictures, weights
 from recapture_jax import config as configuration
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.errors import InputError
-from recapture_jax.first_stage import FirstStage, compilation_cache, folder_name
+from recapture_jax.first_stage import FirstStage, compilation, folder_name, move_name
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.video.write import side_by_side, write_png
@@ -71,14 +71,14 @@ def preview(config, limit: float = LIMIT) -> Preview:
     if not 0 < limit < 1:
         raise InputError(f"limit {limit}: expected a share of unknown pixels between 0 and 1")
     configuration.validate(config)
-    compilation_cache(config)
     first = FirstStage(config, _model_config(config))
-    with first.watch.stage("read"):
-        first.read()
-    depth = first.depth()
-    anchor = first.anchor(depth)
-    with first.watch.stage("report"):
-        report = _report(first, depth, anchor, limit)
+    with compilation(config):
+        with first.watch.stage("read"):
+            first.read()
+        depth = first.depth()
+        anchor = first.anchor(depth)
+        with first.watch.stage("report"):
+            report = _report(first, depth, anchor, limit)
     report["stages"], report["seconds"] = first.stages, first.watch.seconds
     return Preview(np.asarray(first.clip.frames), anchor, report)
 
@@ -100,7 +100,7 @@ def write(result: Preview, folder: pathlib.Path, overwrite: bool = False) -> Non
 def target(config) -> pathlib.Path:
     """Where the preview of a configuration goes."""
     clip = configuration.resolve_path(config.video.path).stem
-    name = config.output.name or f"{clip}-{config.camera.moves}"
+    name = config.output.name or f"{clip}-{move_name(config.camera)}"
     return pathlib.Path(config.output.root).expanduser() / folder_name(f"preview-{name}")
 
 
@@ -127,12 +127,15 @@ def _report(first: FirstStage, depth: DepthMap, anchor: Anchor, limit: float) ->
     def plan(sentence: str):
         camera = config.camera.copy_and_resolve_references()
         camera.moves = sentence
-        return anchor_stage.plan_trajectory(camera, first.clip, depth)
+        return first.plan(camera, depth)
 
-    said = advising.advise(config.camera.moves, plan, search, np.asarray(holes), limit)
+    if config.camera.path:
+        said = advising.as_it_is(path.name, np.asarray(holes), limit)
+    else:
+        said = advising.advise(config.camera.moves, plan, search, np.asarray(holes), limit)
     return {
         "clip": str(config.video.path),
-        "moves": config.camera.moves,
+        "moves": move_name(config.camera),
         "size": list(first.clip.size),
         "frames": first.clip.num_frames,
         "pivot_depth": path.pivot_depth,

@@ -41,7 +41,9 @@ BELOW = {
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
     "config": {"errors", "camera", "lora", "assets"},
-    "first_stage": {"errors", "cache", "config", "progress", "stages", "video", "depth"},
+    "first_stage": {
+        *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
+    },
     "pipeline": {
         *(
             "errors",

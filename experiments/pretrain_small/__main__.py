@@ -26,6 +26,9 @@ _VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the autoencoder'
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
+_START = flags.DEFINE_string(
+    "start", None, "unet: folder of a model to go on from, its autoencoder included."
+)
 _DST = flags.DEFINE_string("dst", None, "export: folder of the finished model.")
 
 
@@ -49,12 +52,15 @@ def main(argv) -> None:
         logging.info("validation PSNR %.2f dB", autoencoder.psnr(params, held_out[:16]))
     elif _STAGE.value == "unet":
         frames, motion = data.load_split(workdir, "train")
+        start = export.read_model(pathlib.Path(_START.value)) if _START.value else {}
+        if start:
+            export.save_params(workdir / "vae.npz", start.pop("vae"))
         vae = export.load_params(workdir / "vae.npz")
         cache = diffusion.cache_latents(workdir, vae, frames, motion)
-        scale = 1.0 / float(np.std(cache["video"].astype(np.float32)))
+        scale = float(start.pop("scaling_factor", 1.0 / np.std(cache["video"].astype(np.float32))))
         logging.info("%d clips, latent scale %.4f", len(frames), scale)
         params = diffusion.train(
-            workdir, cache, scale, _UNET_STEPS.value, _MINUTES.value, _BATCH.value
+            workdir, cache, scale, start, _UNET_STEPS.value, _MINUTES.value, _BATCH.value
         )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":

@@ -118,13 +118,21 @@ def spread_sigmas(first: int, count: int) -> np.ndarray:
 
 
 def train(
-    workdir: pathlib.Path, cache: dict, scale: float, steps: int, minutes: float, batch_size: int
+    workdir: pathlib.Path,
+    cache: dict,
+    scale: float,
+    start: dict,
+    steps: int,
+    minutes: float,
+    batch_size: int,
 ) -> dict:
+    """Trains both networks from `start`, parameters by name, or from scratch where it is empty."""
     networks = zoo.build(CONFIG)
-    params = {
-        name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(("unet", "image_encoder"))
-    }
-    params["unet"] = loop.start_quiet(params["unet"], ("conv2", "proj_out", "conv_out"))
+    names = ("unet", "image_encoder")
+    params = {name: start.get(name) for name in names}
+    if not start:
+        params = {name: zoo.init_params(name, CONFIG, i) for i, name in enumerate(names)}
+        params["unet"] = loop.start_quiet(params["unet"], ("conv2", "proj_out", "conv_out"))
 
     def batch(step: int) -> dict:
         rng = np.random.default_rng((11, step))

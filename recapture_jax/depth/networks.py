@@ -21,6 +21,13 @@ ARCHITECTURES = {  # of a config.json: the module that has `from_folder`
     "video_depth_anything": "recapture_jax.depth.video_depth",
     "zoedepth": "recapture_jax.depth.zoedepth",
 }
+# Mode of `align.stabilise` by (DepthMap.source, kind), where 'auto' is not right: relative Depth Anything has a
+# scale and an offset per frame, Video Depth Anything is steady by itself.
+STABILISE = {
+    ("depth_anything", "relative"): "affine",
+    ("video_depth_anything", "relative"): "none",
+    ("video_depth_anything", "metric"): "none",
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_DEPTH = 1e-3  # metres; the least depth that metric networks are evaluated at

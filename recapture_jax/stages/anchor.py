@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.camera import moves, trajectory
+from recapture_jax.camera import path as camera_path
+from recapture_jax.camera.formats import read_path
 from recapture_jax.camera.pinhole import intrinsics_from_fov
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth.base import DepthMap
@@ -47,11 +49,46 @@ def source_intrinsics(clip: Clip, vertical_fov: float) -> np.ndarray:
     return np.asarray(intrinsics_from_fov(vertical_fov, *clip.size))
 
 
-def plan_trajectory(config, clip: Clip, depth: DepthMap) -> Trajectory:
-    """The cameras of `config.camera.moves` for this clip and depth."""
+def plan_trajectory(
+    config, clip: Clip, depth: DepthMap, start: int = 0, stride: int = 1
+) -> Trajectory:
+    """The cameras of the `camera` group, relative to the source camera of each frame.
+
+    Args:
+      config: the `camera` group.
+      clip: source; its frame t is frame `start + stride * t` of the file of source poses.
+      depth: of the clip.
+      start, stride: of the `video` group.
+
+    Raises:
+      InputError: for a bad camera file, or moves or poses that do not fit the clip.
+    """
     pivot = config.pivot_depth or trajectory.pivot_depth_from_depth(jnp.asarray(depth.depth[0]))
     intrinsics = source_intrinsics(clip, config.vertical_fov)
-    return moves.build_trajectory(config.moves, clip.num_frames, intrinsics, float(pivot))
+    count, kind = clip.num_frames, depth.kind
+    if config.path:
+        film = camera_path.to_trajectory(
+            read_path(config.path, config.path_format or None),
+            count,
+            intrinsics,
+            float(pivot),
+            depth_kind=kind,
+            scale=config.path_scale or None,
+        )
+    else:
+        film = moves.build_trajectory(config.moves, count, intrinsics, float(pivot))
+    if not config.poses:
+        return film
+    own = camera_path.source_poses(
+        read_path(config.poses, config.poses_format or None),
+        count,
+        start,
+        stride,
+        depth_kind=kind,
+        scale=config.poses_scale or None,
+    )
+    poses = trajectory.relative_poses(film, config.mode, own, config.stabilise)
+    return trajectory.with_poses(film, poses)
 
 
 def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: float) -> Anchor:
