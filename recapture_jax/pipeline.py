@@ -115,7 +115,8 @@ class _Run(FirstStage):
         unrelated = ("temporal_weight", "draws", "schedule", "checkpoint_every")
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
         lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
-        own = {"inputs": self.inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
+        inputs = {n: v for n, v in self.inputs.items() if n not in ("path", "poses")}
+        own = {"inputs": inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
         spatial = caching.key("spatial", **own)
         groups["tune"].pop("checkpoint_every")
         temporal = caching.key(

@@ -70,15 +70,8 @@ def absolute(trajectory: Trajectory, source_poses: jax.Array) -> jax.Array:
     Raises:
         InputError: without source poses, or when their number is not T.
     """
-    if source_poses is None:
-        raise InputError(
-            "an absolute trajectory needs the source camera's poses: give a pose file, or place "
-            "the move on top of the source's motion"
-        )
-    _check_poses(trajectory, source_poses)
-    world_from_source = jnp.asarray(source_poses, jnp.float32)
-    world_from_target = pose.compose(world_from_source[:1], trajectory.cameras.world_from_camera)
-    return pose.compose(pose.inverse(world_from_source), world_from_target)
+    world_from_source = _known_poses(trajectory, source_poses, "an absolute")
+    return _on_base(trajectory, world_from_source, world_from_source[:1])
 
 
 def stabilised(trajectory: Trajectory, source_poses: jax.Array, sigma: float = 6.0) -> jax.Array:
@@ -92,16 +85,8 @@ def stabilised(trajectory: Trajectory, source_poses: jax.Array, sigma: float = 6
     Raises:
         InputError: without source poses, when their number is not T, or for a bad sigma.
     """
-    if source_poses is None:
-        raise InputError(
-            "a stabilised trajectory needs the source camera's poses: give a pose file, or place "
-            "the move on top of the source's motion"
-        )
-    _check_poses(trajectory, source_poses)
-    world_from_source = jnp.asarray(source_poses, jnp.float32)
-    smooth = smooth_poses(world_from_source, sigma)
-    world_from_target = pose.compose(smooth, trajectory.cameras.world_from_camera)
-    return pose.compose(pose.inverse(world_from_source), world_from_target)
+    world_from_source = _known_poses(trajectory, source_poses, "a stabilised")
+    return _on_base(trajectory, world_from_source, smooth_poses(world_from_source, sigma))
 
 
 def smooth_poses(poses: jax.Array, sigma: float) -> jax.Array:
@@ -195,6 +180,23 @@ def pivot_depth_from_depth(depth_frame0: jax.Array, central_share: float = 0.2) 
             "check the depth file or give the pivot depth"
         )
     return float(np.median(usable))
+
+
+def _known_poses(trajectory: Trajectory, source_poses: jax.Array | None, what: str) -> jax.Array:
+    """The source poses as float32 `[T, 4, 4]`; `what` trajectory needs them is for the message."""
+    if source_poses is None:
+        raise InputError(
+            f"{what} trajectory needs the source camera's poses: give a pose file, or place "
+            "the move on top of the source's motion"
+        )
+    _check_poses(trajectory, source_poses)
+    return jnp.asarray(source_poses, jnp.float32)
+
+
+def _on_base(trajectory: Trajectory, world_from_source: jax.Array, base: jax.Array) -> jax.Array:
+    """`source_from_target` `[T, 4, 4]` of a move made from the poses `base`, `[T or 1, 4, 4]`."""
+    world_from_target = pose.compose(base, trajectory.cameras.world_from_camera)
+    return pose.compose(pose.inverse(world_from_source), world_from_target)
 
 
 def _check_poses(trajectory: Trajectory, source_poses: jax.Array) -> None:

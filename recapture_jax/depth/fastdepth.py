@@ -25,6 +25,7 @@ import numpy as np
 from recapture_jax.assets import asset_path
 from recapture_jax.checkpoints import restore_safetensors
 from recapture_jax.depth.base import DepthMap, check_frames
+from recapture_jax.depth.networks import in_batches
 from recapture_jax.models.fastdepth import FastDepthNet, abstract_params
 
 ASSET = "fastdepth/fastdepth.safetensors"
@@ -55,13 +56,8 @@ class FastDepth:
             InputError: frames of another shape or type.
         """
         check_frames(frames)
-        depth = []
-        for start in range(0, len(frames), _BATCH):
-            batch = np.asarray(frames[start : start + _BATCH], np.float32)
-            short = min(_BATCH, len(frames)) - len(batch)  # the last batch: one compilation for all
-            padded = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)])
-            depth.append(np.asarray(_estimate(self.params, padded))[: len(batch)])
-        return DepthMap(np.concatenate(depth), "relative", "fastdepth")
+        estimate = functools.partial(_estimate, self.params)
+        return DepthMap(in_batches(estimate, frames, _BATCH), "relative", "fastdepth")
 
 
 def load_params(path: Path) -> dict:

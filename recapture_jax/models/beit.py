@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.errors import InputError
-from recapture_jax.models.layers import LayerNorm, gelu
+from recapture_jax.models.layers import MLP, LayerNorm
 from recapture_jax.models.resize import resize_linear
 
 _CLASS_TOKEN_OFFSETS = 3  # class to patch, patch to class, class to class: the end of a table
@@ -151,18 +151,6 @@ class _Attention(nn.Module):
         return nn.Dense(channels, dtype=self.dtype, name="o_proj")(mixed.reshape(x.shape))
 
 
-class _MLP(nn.Module):
-    """Two Dense layers around the exact GELU, [B, N, C] -> [B, N, C]."""
-
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = gelu(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
-
-
 class _Layer(nn.Module):
     """Pre-norm transformer layer whose branches have learned gains per channel."""
 
@@ -183,7 +171,7 @@ class _Layer(nn.Module):
         )(*grid)
         attention = _Attention(cfg.num_attention_heads, self.dtype, name="attention")
         x = x + gain("lambda_1") * attention(norm(name="layernorm_before")(x), bias)
-        mlp = _MLP(cfg.intermediate_size, self.dtype, name="mlp")
+        mlp = MLP(cfg.intermediate_size, dtype=self.dtype, name="mlp")
         return x + gain("lambda_2") * mlp(norm(name="layernorm_after")(x))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from recapture_jax.errors import InputError
 from recapture_jax.models.attention import attention
-from recapture_jax.models.layers import LayerNorm
+from recapture_jax.models.layers import MLP, LayerNorm
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -128,19 +128,6 @@ class _Attention(nn.Module):
         return nn.Dense(channels, dtype=self.dtype, name="out_proj")(mixed)
 
 
-class _MLP(nn.Module):
-    """Two Dense layers around the activation, [B, N, C] -> [B, N, C]."""
-
-    config: CLIPVisionConfig
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        x = ACTIVATIONS[self.config.hidden_act](x)
-        return nn.Dense(self.config.hidden_size, dtype=self.dtype, name="fc2")(x)
-
-
 class _Layer(nn.Module):
     """Pre-norm transformer layer, [B, N, C] -> [B, N, C]."""
 
@@ -153,7 +140,9 @@ class _Layer(nn.Module):
         norm = functools.partial(LayerNorm, cfg.layer_norm_eps)
         self_attn = _Attention(cfg.num_attention_heads, self.dtype, name="self_attn")
         x = x + self_attn(norm(name="layer_norm1")(x))
-        return x + _MLP(cfg, self.dtype, name="mlp")(norm(name="layer_norm2")(x))
+        activation = ACTIVATIONS[cfg.hidden_act]
+        mlp = MLP(cfg.intermediate_size, activation, self.dtype, name="mlp")
+        return x + mlp(norm(name="layer_norm2")(x))
 
 
 class _Encoder(nn.Module):

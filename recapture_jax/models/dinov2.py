@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from recapture_jax.errors import InputError
 from recapture_jax.models.attention import attention
-from recapture_jax.models.layers import LayerNorm, gelu
+from recapture_jax.models.layers import MLP, LayerNorm
 from recapture_jax.models.resize import resize_cubic
 
 
@@ -109,17 +109,6 @@ class _LayerScale(nn.Module):
         return x * factor.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-class _MLP(nn.Module):
-    config: Dinov2Config
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        x = nn.Dense(self.config.mlp_ratio * channels, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(channels, dtype=self.dtype, name="fc2")(gelu(x))
-
-
 class _Layer(nn.Module):
     """Pre-norm transformer layer, [B, N, C] -> [B, N, C]."""
 
@@ -133,7 +122,8 @@ class _Layer(nn.Module):
             LayerNorm(epsilon, name="norm1")(x)
         )
         x = x + _LayerScale(name="layer_scale1")(y)
-        y = _MLP(self.config, self.dtype, name="mlp")(LayerNorm(epsilon, name="norm2")(x))
+        mlp = MLP(self.config.mlp_ratio * x.shape[-1], dtype=self.dtype, name="mlp")
+        y = mlp(LayerNorm(epsilon, name="norm2")(x))
         return x + _LayerScale(name="layer_scale2")(y)
 
 

@@ -4,7 +4,7 @@ Video activations are `[B, T, H, W, C]`. Matrix products run in the module's `dt
 and sinusoids run in float32. Parameter names are those of the PyTorch checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +157,19 @@ def gelu(x: jax.Array) -> jax.Array:
     """
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """Two Dense layers around an activation, [..., C] -> [..., C], as in vision transformers."""
+
+    width: int
+    activation: Callable[[jax.Array], jax.Array] = gelu
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.activation(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 
 @jax.checkpoint
