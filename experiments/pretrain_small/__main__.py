@@ -1,6 +1,7 @@
 """Command line of the experiment; every stage resumes where it stopped.
 
 python -m experiments.pretrain_small --workdir=/tmp/prior --stage=render
+python -m experiments.pretrain_small --workdir=/tmp/prior --stage=photos --photos=FOLDER
 python -m experiments.pretrain_small --workdir=/tmp/prior --stage=vae --minutes=25
 python -m experiments.pretrain_small --workdir=/tmp/prior --stage=unet --minutes=80
 python -m experiments.pretrain_small --workdir=/tmp/prior --stage=export --dst=recapture_jax/assets/prior_small
@@ -13,21 +14,28 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.pretrain_small import autoencoder, data, diffusion, export
+from experiments.pretrain_small import autoencoder, data, diffusion, export, photos
+from experiments.pretrain_small.rebase import rebase
+from recapture_jax.weights import load_model
 
-_STAGES = ("render", "vae", "unet", "export", "evaluate")
+_STAGES = ("render", "photos", "vae", "latents", "unet", "export", "evaluate")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where clips, states and curves live.", required=True
 )
 _STAGE = flags.DEFINE_enum("stage", None, _STAGES, "What to do.", required=True)
 _CLIPS = flags.DEFINE_integer("clips", 3072, "Training clips to render.")
 _HELD_OUT = flags.DEFINE_integer("held_out", 64, "Validation and test clips to render.")
-_VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the autoencoder's schedule.")
+_PHOTOS = flags.DEFINE_string("photos", None, "photos: folder with images/ and videos/.")
+_PHOTO_CLIPS = flags.DEFINE_integer("photo_clips", 512, "Clips to make of photos and videos.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "train", ("train", "photos"), "latents: clips to encode ahead of the stage unet."
+)
+_VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the decoder's schedule; 0: none.")
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
 _START = flags.DEFINE_string(
-    "start", None, "unet: folder of a model to go on from, its autoencoder included."
+    "start", None, "unet: folder of a model to go on from, whatever its latents."
 )
 _DST = flags.DEFINE_string("dst", None, "export: folder of the finished model.")
 
@@ -44,21 +52,33 @@ def main(argv) -> None:
             ("train", _CLIPS.value),
         ):
             data.render_split(workdir, split, clips)
+    elif _STAGE.value == "photos":
+        photos.write_clips(workdir, pathlib.Path(_PHOTOS.value or "."), _PHOTO_CLIPS.value)
     elif _STAGE.value == "vae":
-        frames, _ = data.load_split(workdir, "train")
-        params = autoencoder.train(workdir, frames, _VAE_STEPS.value, _MINUTES.value)
-        export.save_params(workdir / "vae.npz", params)
+        frames = data.load_training(workdir)
+        path = workdir / "vae.npz"
+        params = export.load_params(path) if path.exists() else autoencoder.start(frames)
+        export.save_params(path, params)
+        if _VAE_STEPS.value:
+            steps, minutes = _VAE_STEPS.value, _MINUTES.value
+            export.save_params(path, autoencoder.train(workdir, params, frames, steps, minutes))
         held_out, _ = data.load_split(workdir, "validation")
-        logging.info("validation PSNR %.2f dB", autoencoder.psnr(params, held_out[:16]))
-    elif _STAGE.value == "unet":
-        frames, motion = data.load_split(workdir, "train")
-        start = export.read_model(pathlib.Path(_START.value)) if _START.value else {}
-        if start:
-            export.save_params(workdir / "vae.npz", start.pop("vae"))
+        logging.info(
+            "validation PSNR %.2f dB", autoencoder.psnr(export.load_params(path), held_out[:16])
+        )
+    elif _STAGE.value == "latents":
         vae = export.load_params(workdir / "vae.npz")
-        cache = diffusion.cache_latents(workdir, vae, frames, motion)
-        scale = float(start.pop("scaling_factor", 1.0 / np.std(cache["video"].astype(np.float32))))
-        logging.info("%d clips, latent scale %.4f", len(frames), scale)
+        diffusion.cache_latents(workdir, vae, _SPLIT.value)
+    elif _STAGE.value == "unet":
+        vae = export.load_params(workdir / "vae.npz")
+        cache = diffusion.load_latents(workdir, vae)
+        scale = float(1.0 / np.std(cache["video"].astype(np.float32)))
+        logging.info("%d clips, latent scale %.4f", len(cache["video"]), scale)
+        start = {}
+        if _START.value:
+            model, frames = load_model(pathlib.Path(_START.value)), data.load_training(workdir)
+            some = np.linspace(0, len(frames) - 1, 48).astype(int)
+            start = rebase(model, frames[some], cache["video"][some], scale)
         params = diffusion.train(
             workdir, cache, scale, start, _UNET_STEPS.value, _MINUTES.value, _BATCH.value
         )

@@ -6,9 +6,9 @@ NUM_FRAMES, HEIGHT, WIDTH, FPS = 14, 96, 160, 7
 _DOWN = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal")
 _UP = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "UpBlockSpatioTemporal")
 
-# Six: luminance, its two slopes and two chroma axes explain a 4x4 patch before anything else does, and four
-# channels spend themselves on luminance and forget red against green.
-LATENT_CHANNELS = 6
+# The principal components of 4x4 patches of rendered scenes and photographs: luminance, two chroma axes, two slopes
+# and three finer ones leave 32 dB; four leave 27 and no red against green.
+LATENT_CHANNELS = 8
 
 # SVD's 32 groups on 32 channels would be instance norm: every channel's mean, the colour of a frame, is lost.
 NORM_GROUPS = 8

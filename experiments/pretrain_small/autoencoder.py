@@ -1,12 +1,13 @@
-"""Stage `vae`: the autoencoder on short crops, and the latents of whole clips."""
+"""Stage `vae`: a linear encoder, a decoder trained on short crops, and the latents of whole clips."""
 
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.pretrain_small import loop
+from experiments.pretrain_small import linear_start, loop
 from experiments.pretrain_small.architecture import CONFIG
 from recapture_jax.models import zoo
 from recapture_jax.models.vae import VAE
@@ -15,9 +16,9 @@ CROP, CROP_FRAMES, CROPS = 64, 2, 3
 
 
 def reconstruction_loss(vae: VAE, params: dict, key: jax.Array, batch: dict) -> jax.Array:
-    """L1 and L2 on pixels, L1 on their differences (edges) and on 4x4 means and their hue, a weak KL term.
+    """L1 and L2 on pixels, L1 on their differences (edges) and on 4x4 means and their hue.
 
-    Without the means, colour is learnt long after texture.
+    Without the means, colour is learnt long after texture. The latents are drawn from the posterior.
     """
     images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
     mean, logvar = vae.apply({"params": params}, images, method=VAE.posterior)
@@ -28,38 +29,65 @@ def reconstruction_loss(vae: VAE, params: dict, key: jax.Array, batch: dict) -> 
     b, t, h, w, c = error.shape
     coarse = error.reshape(b, t, h // 4, 4, w // 4, 4, c).mean((3, 5))
     chroma = coarse - coarse.mean(-1, keepdims=True)
-    kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean()
     return (
         jnp.abs(error).mean()
         + 4.0 * jnp.square(error).mean()
         + 0.5 * edges
         + jnp.abs(coarse).mean()
         + 2.0 * jnp.abs(chroma).mean()
-        + 2e-5 * kl
     )
 
 
-def train(workdir: pathlib.Path, frames: np.ndarray, steps: int, minutes: float) -> dict:
+def crops(frames: np.ndarray, seed: int, count: int, length: int) -> np.ndarray:
+    """`[count, length, CROP, CROP, 3]` uint8: random pieces of clips, half of them mirrored."""
+    rng = np.random.default_rng((7, seed))
+    n, t, h, w, _ = frames.shape
+    out = []
+    for _ in range(count):
+        i, f = rng.integers(n), rng.integers(t - length + 1)
+        y, x = rng.integers(h - CROP + 1), rng.integers(w - CROP + 1)
+        crop = frames[i, f : f + length, y : y + CROP, x : x + CROP]
+        out.append(crop[:, :, ::-1] if rng.random() < 0.5 else crop)
+    return np.stack(out)
+
+
+def start(frames: np.ndarray) -> dict:
+    """The best linear autoencoder (`linear_start`): the encoder for good, and where the decoder begins."""
+
+    def batch(step: int, count: int = 8) -> np.ndarray:
+        return crops(frames, step, count, 1)[:, 0].astype(np.float32) / 127.5 - 1.0
+
+    flat = flatten_dict(zoo.init_params("vae", CONFIG, 1), sep="/")
+    kernels = linear_start.fit(flat, batch)
+    return unflatten_dict(linear_start.install(flat, kernels, batch(2**30, 64)), sep="/")
+
+
+def train(workdir: pathlib.Path, params: dict, frames: np.ndarray, steps: int, minutes: float):
+    """Trains the decoder of `params` on what the encoder keeps; returns all parameters.
+
+    The rate is low: the start is good to 3 %, and the steps of Adam add noise to it that decays with the rate.
+    """
     vae = zoo.build(CONFIG).vae
-    params = loop.start_quiet(zoo.init_params("vae", CONFIG, 1), ("conv2", "to_out_0"))
 
     def batch(step: int) -> dict:
-        rng = np.random.default_rng((7, step))
-        n, t, h, w, _ = frames.shape
-        out = []
-        for _ in range(CROPS):
-            i, f = rng.integers(n), rng.integers(t - CROP_FRAMES + 1)
-            y, x = rng.integers(h - CROP + 1), rng.integers(w - CROP + 1)
-            crop = frames[i, f : f + CROP_FRAMES, y : y + CROP, x : x + CROP]
-            out.append(crop[:, :, ::-1] if rng.random() < 0.5 else crop)
-        return {"images": np.stack(out)}
+        return {"images": crops(frames, step, CROPS, CROP_FRAMES)}
 
-    def loss(params, key, inputs):
-        return reconstruction_loss(vae, params, key, inputs)
+    def loss(decoder, key, inputs):
+        return reconstruction_loss(vae, params | {"decoder": decoder}, key, inputs)
 
-    return loop.train(
-        "vae", workdir, params, loss, batch, steps=steps, learning_rate=1.5e-3, minutes=minutes
+    decoder = loop.train(
+        "vae",
+        workdir,
+        params["decoder"],
+        loss,
+        batch,
+        steps=steps,
+        learning_rate=1e-5,
+        minutes=minutes,
+        # Its inputs all stand at LINEAR_BIAS: a step of Adam on every weight at once is a jump of the output.
+        slow=("conv_out", "conv_norm_out"),
     )
+    return params | {"decoder": decoder}
 
 
 def encoder(params: dict):

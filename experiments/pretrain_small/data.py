@@ -14,16 +14,27 @@ from recapture_jax.scenes.clips import clip_batches
 SHARD = 64  # clips
 
 
-def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
-    """Renders the first `clips` clips of a split that are not there yet."""
+def write_shards(workdir: pathlib.Path, split: str, clips: int, make) -> None:
+    """Writes the shards of a split that are not there yet, `clips` clips or a few more.
+
+    make: clip number of a shard's start -> frames `[64, T, H, W, 3]` uint8 and motion `[64]`.
+    """
     folder = workdir / "clips" / split
     folder.mkdir(parents=True, exist_ok=True)
     shards = -(-clips // SHARD)
-    have = len(list(folder.glob("*.npz")))
-    if have >= shards:
-        return
-    # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
-    for index in range(have, shards):
+    for index in range(len(list(folder.glob("[0-9]*.npz"))), shards):
+        frames, motion = make(index * SHARD)
+        temporary = folder / f".{index:05d}.tmp.npz"
+        np.savez(temporary, frames=frames, motion=motion)
+        os.replace(temporary, folder / f"{index:05d}.npz")
+        logging.info("%s: shard %d of %d", split, index + 1, shards)
+
+
+def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
+    """Renders the first `clips` clips of a split that are not there yet."""
+
+    def make(start: int):
+        # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
         batches = clip_batches(
             0,
             split,
@@ -33,15 +44,14 @@ def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
             width=WIDTH,
             samples=2,
             frame_rate=float(FPS),
-            start=index * SHARD,
+            start=start,
         )
         parts = [jax.device_get(next(batches)) for _ in range(8)]
         frames = np.concatenate([p["frames"] for p in parts])
         motion = np.concatenate([p["motion"] for p in parts])
-        temporary = folder / f".{index:05d}.tmp.npz"
-        np.savez(temporary, frames=np.round(frames * 255).astype(np.uint8), motion=motion)
-        os.replace(temporary, folder / f"{index:05d}.npz")
-        logging.info("%s: shard %d of %d", split, index + 1, shards)
+        return np.round(frames * 255).astype(np.uint8), motion
+
+    write_shards(workdir, split, clips, make)
 
 
 def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -53,6 +63,16 @@ def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
     return np.concatenate([s["frames"] for s in shards]), np.concatenate(
         [s["motion"] for s in shards]
     )
+
+
+def training_splits(workdir: pathlib.Path) -> list[str]:
+    """The splits to train on: rendered clips, and clips of photos where they were made."""
+    return [s for s in ("train", "photos") if s == "train" or (workdir / "clips" / s).is_dir()]
+
+
+def load_training(workdir: pathlib.Path) -> np.ndarray:
+    """Frames of all training splits."""
+    return np.concatenate([load_split(workdir, s)[0] for s in training_splits(workdir)])
 
 
 class Journal:

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from scipy.stats import norm
 
-from experiments.pretrain_small import autoencoder, loop
+from experiments.pretrain_small import autoencoder, data, loop
 from experiments.pretrain_small.architecture import CONFIG, FPS
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
@@ -24,15 +24,20 @@ def motion_bucket(motion: np.ndarray) -> np.ndarray:
     return np.clip(255.0 * motion, 0.0, 255.0)
 
 
-def cache_latents(
-    workdir: pathlib.Path, params: dict, frames: np.ndarray, motion: np.ndarray
-) -> dict:
-    """Everything a training step reads, for all clips, computed once.
+def load_latents(workdir: pathlib.Path, params: dict) -> dict:
+    """`cache_latents` of all training splits, as one."""
+    parts = [cache_latents(workdir, params, s) for s in data.training_splits(workdir)]
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def cache_latents(workdir: pathlib.Path, params: dict, split: str) -> dict:
+    """Everything a training step reads, for all clips of a split, computed once.
 
     Each clip is used forwards and backwards, so its first and last frames are conditioning images. The
     noise on them is drawn once per clip: ln strength ~ N(-3, 0.5), as SVD's fine-tuners do.
     """
-    path = workdir / f"latents_{len(frames)}.npz"
+    frames, motion = data.load_split(workdir, split)
+    path = workdir / f"latents_{split}_{len(frames)}.npz"
     if path.exists():
         with np.load(path) as file:
             return dict(file)
@@ -50,8 +55,8 @@ def cache_latents(
             np.asarray(encode(pair[None], jnp.asarray(noise[i : i + 1]), key)[0], np.float16)
         )
         pixels.append(np.asarray(preprocess(pair), np.float16))
-        if (i + 1) % 500 == 0:
-            logging.info("latents: %d of %d", i + 1, len(frames))
+        if (i + 1) % 200 == 0:
+            logging.info("latents of %s: %d of %d", split, i + 1, len(frames))
     cache = {
         "video": np.stack(video),
         "ends": np.stack(ends),

@@ -5,13 +5,11 @@ import json
 import os
 import pathlib
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from experiments.pretrain_small.architecture import CONFIG
-from recapture_jax.weights import load_model
 
 
 def save_params(path: pathlib.Path, params: dict) -> None:
@@ -23,13 +21,6 @@ def save_params(path: pathlib.Path, params: dict) -> None:
 def load_params(path: pathlib.Path) -> dict:
     with np.load(path) as file:
         return unflatten_dict(dict(file), sep="/")
-
-
-def read_model(folder: pathlib.Path) -> dict:
-    """What `write_model` wrote: parameters by component in float32, and `scaling_factor`."""
-    model = load_model(folder)
-    params = {name: jax.device_get(tree) for name, tree in model.params.items()}
-    return params | {"scaling_factor": model.config["vae"]["scaling_factor"]}
 
 
 def write_model(workdir: pathlib.Path, dst: pathlib.Path) -> None:

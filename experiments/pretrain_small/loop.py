@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.pretrain_small.data import Journal
 
+SLOW = 0.02
+
 
 def schedule(peak: float, steps: int, warmup: int = 200) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, 0.02 * peak)
@@ -40,14 +42,22 @@ def train(
     learning_rate: float,
     minutes: float,
     ema_decay: float = 0.998,
+    slow: tuple[str, ...] = (),
     save_every: int = 250,
 ) -> dict:
-    """Trains until `steps` or `minutes`, from the last snapshot; returns the averaged parameters."""
+    """Trains until `steps` or `minutes`, from the last snapshot; returns the averaged parameters.
+
+    Layers named in `slow` learn at SLOW of the rate.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    rates = jax.tree_util.tree_map_with_path(
+        lambda path, _: SLOW if any(getattr(k, "key", k) in slow for k in path) else 1.0, params
+    )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule(learning_rate, steps), weight_decay=1e-4),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates)),
     )
-    params = jax.tree.map(jnp.asarray, params)
     ema = jax.tree.map(jnp.copy, params)  # donated with the rest: no shared buffers
     state = {
         "params": params,
