@@ -106,6 +106,10 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     generate.noise_aug = 0.02
     generate.sdedit_sigma = 1.0  # 0 turns SDEdit off
     generate.sdedit_steps = 8
+    generate.known_weight = (
+        0.0  # pull of the sampler towards the anchor where it is known; 1: all the way
+    )
+    generate.known_sigma_min = 1.0  # noise level below which the sampler is free again
     generate.decode_chunk = 0  # frames decoded at once; 0: all
 
     config.mesh = mesh = ml_collections.ConfigDict()
@@ -187,6 +191,8 @@ _RANGES = {
     "generate.noise_aug": (0.0, 10.0),
     "generate.sdedit_sigma": (0.0, 700.0),
     "generate.sdedit_steps": (1, 1000),
+    "generate.known_weight": (0.0, 1.0),
+    "generate.known_sigma_min": (0.0, math.inf),
     "generate.decode_chunk": (0, 4096),
     "mesh.data": (-1, 10**6),
 }

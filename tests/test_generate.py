@@ -1,0 +1,60 @@
+"""Sampling held to the anchor where it is known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recapture_jax.config import default_config
+from recapture_jax.stages import generate
+from recapture_jax.stages.anchor import Anchor
+
+
+@pytest.fixture(scope="module")
+def anchor():
+    frames = np.random.default_rng(0).random((3, 16, 32, 3), np.float32)
+    mask = np.ones(frames.shape[:3], bool)
+    mask[1:, :, 16:] = False
+    return Anchor(frames, mask, mask, None)
+
+
+@pytest.fixture(scope="module")
+def config():
+    group = default_config("smoke").generate
+    group.steps, group.sdedit_sigma, group.known_sigma_min = 2, 0.0, 0.0
+    return group
+
+
+def test_known_latents_are_the_anchors_and_the_rest_is_sampled(tiny_model, anchor, config):
+    config.known_weight = 1.0
+    project = generate.keep_known(tiny_model, anchor, config)
+    sampled = jnp.full((1, *tiny_model.encode_video(anchor.frames).shape), 7.0)
+    kept = np.asarray(project(sampled, jnp.float32(0.5), 0))[0]
+    latents = np.asarray(tiny_model.encode_video(anchor.frames))
+    half = latents.shape[2] // 2
+    np.testing.assert_allclose(kept[:, :, :half], latents[:, :, :half], atol=1e-6)
+    np.testing.assert_allclose(kept[0], latents[0], atol=1e-6)
+    assert (kept[1:, :, half:] == 7.0).all()
+
+
+def test_free_below_the_lowest_level_and_half_way_at_half_the_weight(tiny_model, anchor, config):
+    config.known_weight, config.known_sigma_min = 0.5, 1.0
+    project = generate.keep_known(tiny_model, anchor, config)
+    latents = np.asarray(tiny_model.encode_video(anchor.frames))[None]
+    zero = jnp.zeros(latents.shape)
+    assert (np.asarray(project(zero, jnp.float32(0.99), 0)) == 0).all()
+    at = np.asarray(project(zero, jnp.float32(1.0), 0))
+    np.testing.assert_allclose(at[:, 0], 0.5 * latents[:, 0], atol=1e-6)
+    config.known_sigma_min = 0.0
+
+
+def test_the_whole_sampling_ends_at_a_fully_known_anchor(tiny_model, anchor, config):
+    config.known_weight, config.known_sigma_min = 1.0, 0.0
+    known = Anchor(anchor.frames, np.ones_like(anchor.mask), anchor.mask, None)
+    result = generate.generate(tiny_model, known, {}, config, seed=0)
+    plain = tiny_model.decode(tiny_model.encode_video(anchor.frames), 3)
+    np.testing.assert_allclose(result, plain, atol=1e-5)
+
+
+def test_no_weight_no_projection(tiny_model, anchor, config):
+    config.known_weight = 0.0
+    assert generate.keep_known(tiny_model, anchor, config) is None
