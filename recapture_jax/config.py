@@ -10,7 +10,7 @@ import pathlib
 
 import ml_collections
 
-from recapture_jax.camera import moves, trajectory
+from recapture_jax.camera import formats, moves, timing, trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.lora import targets
 
@@ -46,11 +46,16 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     config.camera = camera = ml_collections.ConfigDict()
     camera.moves = "static"  # the move language of camera/moves.py
-    camera.vertical_fov = 40.0  # degrees, of the source; used where the clip has no intrinsics
+    camera.time = (
+        ""  # which source frame is seen when, as "freeze 6" (bullet time); camera/timing.py
+    )
+    camera.intrinsics = ""  # the source's lens: 'f', 'fx fy cx cy' (pixels of the video) or '60deg'
+    camera.vertical_fov = 0.0  # degrees; used where neither poses, depth nor metadata say; 0: 40
     camera.pivot_depth = 0.0  # 0: median depth of the centre of frame 0
     camera.path = ""  # a camera file instead of moves; see `recapture_jax.camera.validate`
-    camera.path_format = ""  # '': told from the content
+    camera.path_format = ""  # '': told from the content; or such as "recammaster camera=cam03"
     camera.path_scale = 0.0  # depth units per unit of the file; 0: as its units say
+    camera.path_world = "source"  # it starts from the source camera; poses: it is in their world
     camera.poses = ""  # the source camera's own poses, where it moves
     camera.poses_format, camera.poses_scale = "", 0.0
     camera.mode = "relative"  # to the source camera of each frame; absolute or stabilise need poses
@@ -58,16 +63,30 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     config.depth = depth = ml_collections.ConfigDict()
     depth.estimator = "fastdepth"  # or 'converted' or 'precomputed'
-    depth.path = ""  # converted: folder of converters.depth; precomputed: .npz, .npy, 16-bit PNGs
+    depth.path = (
+        ""  # converted: folder of converters.depth; precomputed: depth/files.py, folders.py
+    )
     depth.kind = "metric"  # precomputed: metric, relative or disparity
     depth.scale = 1.0  # precomputed: stored value times this is depth (metres if metric)
     depth.encoding = "uint16"  # precomputed PNG: uint16 or float16_bits
+    depth.channel = ""  # precomputed EXR; '': the one called Z or depth, or the only one
+    depth.near, depth.far = (
+        1.0,
+        20.0,
+    )  # metres, of disparity's ends; both 0: it is exactly 1 / depth
+    depth.sky_mask = (
+        ""  # PNGs or an array, not 0 where there is sky; besides what depth/sky.py finds
+    )
+    depth.sky_beyond = (
+        50.0  # sky is farther than this many lower quartiles of depth; 0: no such rule
+    )
+    depth.sky_depth = 1000.0  # median depths at which the sky is put
     depth.stabilise = True  # even out scale and flicker over the clip
 
     config.anchor = anchor = ml_collections.ConfigDict()
     anchor.taps = 4  # largest splat window, 2*taps pixels; 4 covers magnification up to 7
     anchor.tau = 0.02  # relative depth tolerance of the splat
-    anchor.tearing = 0.05  # drop points where depth varies by more over 5x5 pixels (at 576 px)
+    anchor.tearing = 0.05  # no colour from where depth varies more over 5x5 pixels (at 576 px)
     anchor.close = 3  # close holes narrower than this many pixels
     anchor.erode = 2  # pixels taken off the known region at holes
 
@@ -127,6 +146,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         tune.checkpoint_every = 50
         generate.motion_bucket = 40  # most of its training clips lie below
         generate.max_guidance = 1.0  # guidance shifts this prior's colours
+        generate.known_weight, generate.known_sigma_min = 1.0, 0.3  # it is too weak to do without
     if variant == "smoke":
         video.num_frames = 4
         tune.steps, tune.checkpoint_every = 4, 2
@@ -144,6 +164,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
 _CHOICES = {
     "camera.mode": trajectory.MODES,
+    "camera.path_world": ("source", "poses"),
     "depth.estimator": ("fastdepth", "converted", "precomputed"),
     "depth.kind": ("metric", "relative", "disparity"),
     "depth.encoding": ("uint16", "float16_bits"),
@@ -161,12 +182,16 @@ _RANGES = {
     "video.num_frames": (0, math.inf),
     "video.short_side": (16, 4096),
     "video.multiple": (8, 256),
-    "camera.vertical_fov": (1.0, 170.0),
+    "camera.vertical_fov": (0.0, 170.0),
     "camera.pivot_depth": (0.0, math.inf),
     "camera.path_scale": (0.0, math.inf),
     "camera.poses_scale": (0.0, math.inf),
     "camera.stabilise": (1e-3, 1e4),
     "depth.scale": (1e-9, math.inf),
+    "depth.near": (0.0, math.inf),
+    "depth.far": (0.0, math.inf),
+    "depth.sky_beyond": (0.0, math.inf),
+    "depth.sky_depth": (1.0, math.inf),
     "anchor.taps": (1, 4),
     "anchor.tau": (0.0, 1.0),
     "anchor.tearing": (0.0, math.inf),
@@ -236,12 +261,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.depth.path is empty: --config.depth.estimator={config.depth.estimator} needs "
             "the depth file or the folder of the converted network"
         )
-    if config.camera.mode != "relative" and not config.camera.poses:
+    depth = config.depth
+    if not (0 < depth.near < depth.far or depth.near == depth.far == 0):
         raise InputError(
-            f"config.camera.poses is empty: --config.camera.mode={config.camera.mode} needs a file "
-            "of the source camera's poses"
+            f"config.depth.near={depth.near}, far={depth.far}: expected 0 < near < far in metres, or "
+            "both 0 for disparity that is exactly 1 / depth"
+        )
+    if 0 < depth.sky_beyond <= 1:
+        raise InputError(
+            f"config.depth.sky_beyond={depth.sky_beyond}: expected more than 1 (times the lower "
+            "quartile of the depth), or 0 to look for no sky that way"
         )
     moves.parse_moves(config.camera.moves)
+    if config.camera.time:
+        timing.parse_time(config.camera.time)
+    for name in ("path", "poses"):
+        formats.parse_format(config.camera[f"{name}_format"])
+        if config.camera[f"{name}_scale"] and not config.camera[name]:
+            raise InputError(
+                f"config.camera.{name}_scale is given without config.camera.{name}: expected the file "
+                "whose unit it is"
+            )
+    camera = config.camera
+    shared = camera.path and camera.poses and camera.mode == "absolute" and not camera.path_scale
+    if camera.path_world == "poses" and not shared:
+        raise InputError(
+            "config.camera.path_world=poses: expected camera.path and camera.poses, two files of one "
+            "world, with camera.mode=absolute and one scale for both, camera.poses_scale"
+        )
     targets.patterns(config.lora.spatial_targets)
     targets.patterns(config.lora.temporal_targets)
     if not config.video.path:

@@ -13,15 +13,17 @@ import numpy as np
 import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import progress
+from recapture_jax import progress, source
+from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
-from recapture_jax.depth import align, base, networks, precomputed
+from recapture_jax.depth import base
 from recapture_jax.errors import InputError
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.video import resize
 from recapture_jax.video.read import read_clip
 
+_LONGEST_NAME = 120  # of a move in the name of a folder; file systems take 255 bytes in all
 _SOURCE_PIXELS = (
     2**18
 )  # a clip is read at no less than this before it is fitted to the model's size
@@ -56,14 +58,23 @@ def folder_name(text: str) -> str:
 
 def move_name(camera) -> str:
     """What a run of this `camera` group is called after."""
-    return pathlib.Path(camera.path).stem if camera.path else camera.moves
+    name = pathlib.Path(camera.path).stem if camera.path else camera.moves
+    return f"{name}; {camera.time}" if camera.time else name
+
+
+def folder_stem(clip: str, camera) -> str:
+    """What the folder of a run of this `camera` group over a clip is called after."""
+    return f"{clip}-{move_name(camera)[:_LONGEST_NAME]}"
 
 
 class FirstStage:
     """Clip, depth and anchor of a configuration, from the cache or computed.
 
-    Attributes (after `read`): clip, at the size the model works at; clip_name; inputs, the hashes
-    of what was read. stages: each stage done so far to 'computed' or 'cached'.
+    Attributes (after `read`): source, the clip as it was read; clip, at the size the model works
+    at, its frame t being frame `shown[t]` of the source (`config.camera.time`; `time` has it in
+    words); camera, the one that filmed the source; clip_name; inputs, the hashes of what was read.
+    After `depth`: depth_report, what is said of it. stages: each stage done so far to
+    'computed' or 'cached'.
     """
 
     def __init__(self, config, model_config: dict):
@@ -85,7 +96,8 @@ class FirstStage:
         """Reads the clip and fits it to the model's size.
 
         Raises:
-          InputError: no such clip or depth file, too few frames, sizes the model cannot take.
+          InputError: no such clip or depth file, too few frames, sizes the model cannot take, a time
+            that the clip does not have.
         """
         video, model_frames = self.config.video, int(self.model_config["num_frames"])
         path = configuration.resolve_path(video.path)
@@ -95,81 +107,81 @@ class FirstStage:
                 f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
             )
         num_frames = video.num_frames or model_frames
-        if num_frames > model_frames:
-            progress.say(f"note: {num_frames} frames, the model was trained on {model_frames}")
         area = max(_SOURCE_PIXELS, 2 * video.short_side**2)
         self.source = read_clip(path, num_frames, video.start, video.stride, max_pixels=area)
+        time = self.config.camera.time or "play", self.source.num_frames
+        self.shown, self.time = source_frames(*time), describe_time(*time)
+        if len(self.shown) > model_frames:
+            progress.say(f"note: {len(self.shown)} frames, the model was trained on {model_frames}")
         height, width = self.source.size
         size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
-        intrinsics = anchor_stage.source_intrinsics(self.source, self.config.camera.vertical_fov)
-        self.clip = dataclasses.replace(
-            self.source,
-            frames=np.asarray(frames, np.float32),
-            intrinsics=self.fit.intrinsics(intrinsics),
-        )
-        self.clip_name = path.stem
+        self.clip_name = source.clip_name(self.config)
         self.clip_hash = caching.file_hash(path)
         self.inputs = {
             "clip": self.clip_hash,
             "version": recapture_jax.__version__,
             "backend": jax.default_backend(),
+            **self._file_hashes(),
         }
-        files = {"camera.path": "path", "camera.poses": "poses"}
+        self.camera = source.camera(self.config, self.source)
+        progress.say(self.camera.said)
+        self.clip = dataclasses.replace(
+            self.source,
+            frames=np.asarray(frames, np.float32),
+            intrinsics=self.fit.intrinsics(self.camera.intrinsics),
+        ).shown(self.shown)
+
+    def _file_hashes(self) -> dict[str, Any]:
+        """Of what the configuration names besides the clip, as far as the run depends on it."""
+        files = {"camera.path": "path", "camera.poses": "poses", "depth.sky_mask": "sky"}
         if self.config.depth.estimator != "fastdepth":
             files["depth.path"] = "depth"
+        hashes = {}
         for field, name in files.items():
             if value := configuration.get(self.config, field):
                 file = configuration.resolve_path(value)
                 if not file.exists():
                     raise InputError(f"config.{field}={file}: no such file or folder")
+                folder = source.depth_folder(self.config) if name == "depth" else None
                 # Of a converted network, what the converter recorded of its source.
                 record = file / "source.json"
-                self.inputs[name] = caching.file_hash(record if record.is_file() else file)
+                used = folder.files if folder else (record if record.is_file() else file,)
+                hashes[name] = [caching.file_hash(f) for f in used]
+        return hashes
 
     def depth(self) -> base.DepthMap:
-        """Depth of the clip, at its size: estimated or read, evened out over time.
+        """Depth of the clip, at its size: estimated or read, evened out over the source's time.
 
         Raises:
           InputError: an unreadable depth file, or one of another clip.
         """
-        cfg = self.config.depth
-        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "version")}
+        depth = self._source_depth()
+        sky = None if depth.sky is None else depth.sky[self.shown]
+        self.depth_report = source.depth_report(self.config, depth)
+        return dataclasses.replace(depth, depth=depth.depth[self.shown], sky=sky)
+
+    def _source_depth(self) -> base.DepthMap:
+        """Depth of the source, at the size of the clip; the same whatever the camera group says."""
+        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "sky", "version")}
         key = caching.key("depth", inputs=inputs, groups=self.parts("video", "depth"))
         if self.cache.has("depth", key):
             self.stages["depth"] = "cached"
             stored = caching.load_arrays(self.cache.entry("depth", key) / "depth.npz")
-            return base.DepthMap(stored["depth"], str(stored["kind"]), str(stored["source"]))
+            sky = stored["sky"] if stored["sky"].size else None
+            said = str(stored["kind"]), str(stored["source"])
+            return base.DepthMap(stored["depth"], *said, sky=sky)
         with self.stage("depth"):
-            height, width = self.source.size
-            if cfg.estimator == "precomputed":
-                path = configuration.resolve_path(cfg.path)
-                depth = precomputed.load_depth(
-                    path,
-                    cfg.kind,
-                    cfg.scale,
-                    num_frames=self.source.num_frames,
-                    height=height,
-                    width=width,
-                    encoding=cfg.encoding,
-                )
-            else:
-                network = (
-                    networks.load(configuration.resolve_path(cfg.path))
-                    if cfg.estimator == "converted"
-                    else base.get_estimator(cfg.estimator)
-                )
-                depth = network(self.source.frames)
-            if cfg.stabilise:
-                mode = networks.STABILISE.get((depth.source, depth.kind), "auto")
-                depth = align.stabilise(depth, self.source.frames, mode=mode)
+            depth = source.depth(self.config, self.source, self.camera.poses is not None)
             fitted = np.asarray(resize.resize_depth(np.asarray(depth.depth), self.fit), np.float32)
-            depth = base.DepthMap(fitted, depth.kind, depth.source)
+            sky = None if depth.sky is None else resize.resize_depth(depth.sky, self.fit)
+            depth = base.DepthMap(fitted, depth.kind, depth.source, sky=sky)
             with self.cache.writing("depth", key) as folder:
                 arrays = {
                     "depth": depth.depth,
                     "kind": np.array(depth.kind),
                     "source": np.array(depth.source),
+                    "sky": np.zeros(0, bool) if sky is None else sky,
                 }
                 caching.save_arrays(folder / "depth.npz", arrays)
         return depth
@@ -181,7 +193,10 @@ class FirstStage:
           InputError: as `stages.anchor.plan_trajectory`.
         """
         video = self.config.video
-        return anchor_stage.plan_trajectory(camera, self.clip, depth, video.start, video.stride)
+        sources = self.source.num_frames
+        return anchor_stage.plan_trajectory(
+            camera, self.clip, depth, video.start, video.stride, sources, self.camera.poses
+        )
 
     def anchor(self, depth: base.DepthMap) -> Anchor:
         """The clip along the new camera path.
@@ -190,7 +205,7 @@ class FirstStage:
           InputError: as `stages.anchor.plan_trajectory` and `stages.anchor.render`.
         """
         path = self.plan(self.config.camera, depth)
-        names = ("clip", "depth", "path", "poses", "version", "backend")
+        names = ("clip", "depth", "sky", "path", "poses", "version", "backend")
         inputs = {k: v for k, v in self.inputs.items() if k in names}
         self.anchor_key = caching.key(
             "anchor", inputs=inputs, groups=self.parts("video", "camera", "depth", "anchor")

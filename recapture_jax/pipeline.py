@@ -26,7 +26,7 @@ from recapture_jax import config as configuration
 from recapture_jax import progress, sharding, weights
 from recapture_jax.camera.formats import nerfstudio_camera_path
 from recapture_jax.errors import InputError
-from recapture_jax.first_stage import FirstStage, compilation, folder_name, move_name
+from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
 from recapture_jax.lora.export import load_lora, save_lora
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages import generate as generate_stage
@@ -109,14 +109,17 @@ class _Run(FirstStage):
         return self._model
 
     def _lora_keys(self) -> dict[str, str]:
-        """Cache keys of both LoRAs. The spatial one knows nothing of the camera path."""
+        """Cache keys of both LoRAs. The spatial one knows the frames shown, and no camera path."""
         groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
         unrelated = ("temporal_weight", "draws", "schedule", "checkpoint_every")
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
         lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
-        inputs = {n: v for n, v in self.inputs.items() if n not in ("path", "poses")}
+        inputs = {
+            n: v for n, v in self.inputs.items() if n not in ("path", "poses", "depth", "sky")
+        }
         own = {"inputs": inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
+        own["shown"] = np.unique(self.shown).tolist()
         spatial = caching.key("spatial", **own)
         groups["tune"].pop("checkpoint_every")
         temporal = caching.key(
@@ -150,7 +153,8 @@ class _Run(FirstStage):
                     stack.enter_context(self.stage(kind))
                 data = {}
                 if "spatial" in trained:
-                    frames = self.clip.frames
+                    # Each source frame that is shown, once: a frozen one has no more to teach.
+                    frames = self.clip.frames[np.unique(self.shown, return_index=True)[1]]
                     data["source"] = tune_stage.source_data(
                         self.model, frames, cfg.tune, cfg.generate, cfg.seed
                     )
@@ -203,7 +207,7 @@ class _Run(FirstStage):
     def _target(self) -> pathlib.Path:
         cfg = self.config
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = cfg.output.name or f"{self.clip_name}-{move_name(cfg.camera)}-{stamp}"
+        name = cfg.output.name or f"{folder_stem(self.clip_name, cfg.camera)}-{stamp}"
         return self.root / folder_name(name)
 
     def _write(self, target: pathlib.Path, anchor: Anchor, loras: dict, frames: np.ndarray) -> None:
@@ -247,6 +251,10 @@ class _Run(FirstStage):
             },
             "size": list(self.clip.size),
             "fps": float(self.clip.fps),
+            "source_frames": self.shown.tolist(),
+            "lens": self.camera.said,
+            "intrinsics": np.asarray(self.clip.intrinsics).round(3).tolist(),
+            "depth": self.depth_report,
             "pivot_depth": anchor.trajectory.pivot_depth,
             "stages": self.stages,
             "seconds": self.watch.seconds,

@@ -23,9 +23,10 @@ from recapture_jax import advice as advising
 from recapture_jax import cache as caching
 from recapture_jax import command, pictures, weights
 from recapture_jax import config as configuration
+from recapture_jax.camera.describe import describe
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.errors import InputError
-from recapture_jax.first_stage import FirstStage, compilation, folder_name, move_name
+from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem, move_name
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.video.write import side_by_side, write_png
@@ -100,7 +101,7 @@ def write(result: Preview, folder: pathlib.Path, overwrite: bool = False) -> Non
 def target(config) -> pathlib.Path:
     """Where the preview of a configuration goes."""
     clip = configuration.resolve_path(config.video.path).stem
-    name = config.output.name or f"{clip}-{move_name(config.camera)}"
+    name = config.output.name or folder_stem(clip, config.camera)
     return pathlib.Path(config.output.root).expanduser() / folder_name(f"preview-{name}")
 
 
@@ -138,7 +139,12 @@ def _report(first: FirstStage, depth: DepthMap, anchor: Anchor, limit: float) ->
         "moves": move_name(config.camera),
         "size": list(first.clip.size),
         "frames": first.clip.num_frames,
+        "time": first.time,
+        "source_frames": first.shown.tolist(),
+        "lens": first.camera.said,
+        "depth": first.depth_report,
         "pivot_depth": path.pivot_depth,
+        "camera": describe(path).splitlines()[1:],
         "worst_frame": int(np.argmax(holes)),
         "hole_share": holes,
         "untrusted_share": [round(float(1 - m.mean()), 4) for m in anchor.mask],
@@ -166,14 +172,25 @@ def _words(report: dict) -> str:
         [
             f"{report['moves']}: {report['frames']} frames of {height}x{width}, "
             f"pivot at depth {report['pivot_depth']:.3g}",
+            "the camera, seen from the source camera of the same frame, in pivot depths:",
+            *report["camera"],
+            f"time: {'; '.join(report['time'])}",
+            report["lens"],
+            *_sky_words(report["depth"]["sky"]),
             f"unknown in each frame: {shares} %",
             f"largest hole: {hole} pixels across (frame {at})",
             f"parallax: near and far things part by up to {parallax:.1f} pixels (frame {parallax_at})",
-            f"tear risk: up to {100 * torn:.1f} % of the points lie on torn depth and are dropped "
+            f"tear risk: up to {100 * torn:.1f} % of the points lie on torn depth, no colour is taken "
             f"(frame {torn_at})",
             f"advice: {report['advice']['text']}",
         ]
     )
+
+
+def _sky_words(sky: dict) -> list[str]:
+    if not sky["share"]:
+        return []
+    return [f"sky: {100 * sky['share']:.0f} % of the clip, put at depth {sky['depth']:.3g}"]
 
 
 def _sheet(result: Preview) -> np.ndarray:
@@ -183,8 +200,9 @@ def _sheet(result: Preview) -> np.ndarray:
     rows = []
     for label, t in picked.items():
         images = [side_by_side([v[t : t + 1]], 0)[0] for v in (result.source, rough, anchor.mask)]
-        share = result.report["hole_share"][t]
-        rows.append((f"{label}: frame {t}, {100 * share:.1f} % unknown", images))
+        share, source = (result.report[name][t] for name in ("hole_share", "source_frames"))
+        of = "" if source == t else f" (source frame {source})"
+        rows.append((f"{label}: frame {t}{of}, {100 * share:.1f} % unknown", images))
     return pictures.contact_sheet(rows, ("source", "anchor", "mask"))
 
 

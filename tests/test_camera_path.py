@@ -47,8 +47,12 @@ def test_units_decide_the_scale():
     assert paths.depth_scale(pivot, 4.0) == 4
     assert paths.depth_scale(unknown, 4.0, scale=0.3) == 0.3
     for path in (metres, unknown):
-        with pytest.raises(InputError, match="expected a scale"):
+        with pytest.raises(InputError, match="expected config.camera.path_scale") as error:
             paths.depth_scale(path, 4.0, "relative")
+        hinted = float(str(error.value).partition(" would take")[0].split()[-1])
+        far = paths.to_trajectory(path, 3, np.eye(3), 4.0, scale=hinted).cameras.world_from_camera
+        reach = np.linalg.norm(np.asarray(far)[:, :3, 3], axis=-1).max()
+        assert reach == pytest.approx(0.2 * 4.0, rel=0.01)  # what the refusal promises
     with pytest.raises(InputError, match="above 0"):
         paths.depth_scale(pivot, 4.0, scale=-1)
     still = dataclasses.replace(unknown, world_from_camera=unknown.world_from_camera.copy())

@@ -11,6 +11,7 @@ from PIL import Image
 from recapture_jax.depth import align, base, fastdepth
 from recapture_jax.depth.align import disparity_to_depth, log_scales, smooth_curve, stabilise
 from recapture_jax.depth.base import DepthMap
+from recapture_jax.depth.files import Frames
 from recapture_jax.depth.precomputed import load_depth
 
 T, H, W = 9, 24, 32
@@ -273,7 +274,7 @@ def test_disparity_to_depth():
 # Depth from files
 
 VALUES = RNG.uniform(1, 9, (3, 6, 8)).astype(np.float32)
-SIZE = {"num_frames": 3, "height": 6, "width": 8}
+SIZE = {"frames": Frames(3), "height": 6, "width": 8}
 
 
 @pytest.mark.parametrize("layout", ["depth", "depths", "only", "npy", "channel", "float64"])
@@ -324,7 +325,7 @@ def test_reads_disparity(tmp_path):
 
 def test_resizes_by_nearest_neighbour(tmp_path):
     np.save(tmp_path / "d.npy", VALUES)
-    larger = load_depth(tmp_path / "d.npy", "metric", num_frames=3, height=18, width=24).depth
+    larger = load_depth(tmp_path / "d.npy", "metric", frames=Frames(3), height=18, width=24).depth
     np.testing.assert_array_equal(larger, VALUES.repeat(3, 1).repeat(3, 2))
     np.save(tmp_path / "d.npy", larger)
     smaller = load_depth(tmp_path / "d.npy", "metric", **SIZE).depth

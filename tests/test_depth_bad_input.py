@@ -7,6 +7,7 @@ from PIL import Image
 from recapture_jax.depth import base, fastdepth
 from recapture_jax.depth.align import disparity_to_depth, stabilise
 from recapture_jax.depth.base import DepthMap
+from recapture_jax.depth.files import Frames
 from recapture_jax.depth.precomputed import load_depth
 from recapture_jax.errors import InputError
 
@@ -25,7 +26,9 @@ def refused(call, *parts):
 
 
 def load(path, kind="metric", scale=1.0, **options):
-    return load_depth(path, kind, scale, **{"num_frames": T, "height": H, "width": W, **options})
+    return load_depth(
+        path, kind, scale, **{"frames": Frames(T), "height": H, "width": W, **options}
+    )
 
 
 def saved(array, suffix=".npy"):
@@ -110,11 +113,11 @@ FILES = {
     "rotated": (saved(np.ones((T, W, H), np.float32)), ["8x6", "aspect"]),
     "NaN": (saved(with_values(np.nan)), ["100% of frame 1"]),
     "half zeros": (saved(with_values(0, 0.5)), ["50% of frame 1", "zero"]),
-    "infinity": (saved(with_values(np.inf, 0.8)), ["frame 1", "infinite"]),
+    "infinity": (saved(with_values(-np.inf, 0.8)), ["frame 1", "infinite"]),
     "negative": (saved(-GOOD), ["100% of frame 0", "negative"]),
     "8-bit PNG": (pngs(*(GOOD * 20).astype(np.uint8)), ["type L", "16-bit"]),
     "colour PNG": (pngs(*np.zeros((T, H, W, 3), np.uint8)), ["type RGB"]),
-    "PNG count": (pngs(*SIXTEEN[:2]), ["2 PNG", "3 frames"]),
+    "PNG count": (pngs(*SIXTEEN[:2]), ["folder", "2 frames", "has 3"]),
     "PNG sizes": (pngs(*SIXTEEN[:2], SIXTEEN[2][:, :4]), ["2.png", "6x4", "6x8"]),
     "truncated PNG": (cut(pngs(*SIXTEEN), 0.6, "1.png"), ["1.png", "cannot be read"]),
     "black PNG": (pngs(*np.zeros((T, H, W), np.uint16)), ["100% of frame 0"]),

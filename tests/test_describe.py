@@ -44,7 +44,11 @@ WORDS = {
     "pan right 10 0-3; zoom in 1.2 6-9": ["holds still in frames 3 to 6, 9 to 12"],
     "truck right 0.1 5-5": ["warning: the position jumps between frames 4 and 5"],
     "start truck left 0.1; dolly in 0.2": [
-        *("starts away from the source camera: moves left 0.100", "moves forward 0.200"),
+        *("starts away from the source camera: stands left 0.100 pivot depths of it\n",),
+        *("seen from its own frame 0", "moves forward 0.200"),
+    ],
+    "start orbit left 5; start roll cw 3; dolly in 0.2": [
+        "stands left 0.087, forward 0.004 pivot depths of it and looks right 5.0, rolled clockwise 3.0 deg",
     ],
 }
 
@@ -58,12 +62,70 @@ def test_moves_come_back_in_words(moves):
     assert ("warning" in text) == any("warning" in words for words in WORDS[moves])
 
 
+PARTS = {
+    "dolly in 0.3 0-6; pan right 15 ease-in-out 6-12": [
+        "frames 0 to 6: moves forward 0.300 pivot depths (way 0.300)",
+        "frames 6 to 12: pans right 15.0 deg",
+    ],
+    "dolly in 0.3 0-6; truck right 0.3 6-12; tilt up 5 6-12": [
+        "frames 0 to 6: moves forward 0.300 pivot depths (way 0.300)",
+        "frames 6 to 12: moves right 0.300 pivot depths (way 0.300); tilts up 5.0 deg",
+    ],
+    "orbit right 20 ease-in-out 0-6; orbit left 20 6-12": [
+        "frames 0 to 6: moves right 0.342, forward 0.060 pivot depths (way 0.349); pans left 20.0 deg",
+        "frames 6 to 12: moves left 0.342, back 0.060 pivot depths (way 0.349); pans right 20.0 deg",
+    ],
+    "pan right 10 0-3; zoom in 1.2 6-9": [
+        *("frames 0 to 3: pans right 10.0 deg", "frames 3 to 6: holds still"),
+        *("frames 6 to 9: zooms in, focal length x1.200", "frames 9 to 12: holds still"),
+    ],
+    "start truck left 0.1; pan left 4 4-8; roll cw 3 8-12": [
+        *("frames 0 to 4: holds still", "frames 4 to 8: pans left 4.0 deg"),
+        "frames 8 to 12: rolls clockwise 3.0 deg",
+    ],
+    "zoom in 1.5 0-4; zoom out 1.5 4-12": [
+        "frames 0 to 4: zooms in, focal length x1.500",
+        "frames 4 to 12: zooms out, focal length x0.667",
+    ],
+}
+
+
+@pytest.mark.parametrize("moves", PARTS)
+def test_a_sequence_is_told_in_parts(moves):
+    text = describe(film(moves))
+    told = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    assert told == PARTS[moves]
+    assert "in parts, in the axes of frame 0:" in text
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        *("orbit right 30", "seva:orbit", "seva:spiral", "gen3c:right", "gen3c:clockwise"),
+        *("truck right 0.3; pan left 20", "viewcrafter:wave1", "trajectorycrafter:loop1"),
+        *("crane up 0.3 ease-in-out", "pan right 10 0-6; pan right 10 6-12", "static"),
+        "dolly in 0.3; zoom in 1.5 ease-in",
+    ],
+)
+def test_one_motion_has_no_parts(moves):
+    """A curve, or a straight way of a camera that turns, is no sequence."""
+    assert "in parts" not in describe(film(moves))
+
+
+def test_a_shaky_path_is_not_told_in_parts():
+    poses = np.tile(np.eye(4), (40, 1, 1))
+    poses[:, :3, 3] = np.random.default_rng(0).normal(size=(40, 3))
+    assert "in parts" not in describe(PosePath(poses, "metres", name="shaky"))
+
+
 def test_units_are_said():
     poses = np.asarray(film("dolly in 0.3").cameras.world_from_camera, np.float64)
     metres, unknown = (PosePath(poses, units, name="p") for units in ("metres", "arbitrary"))
     assert "translations in metres" in describe(metres)
     assert "moves forward 0.600 m (way 0.600)" in describe(metres)
-    assert "unknown: the file does not say; a scale is needed" in describe(unknown)
+    assert "in a unit that the file does not say (a scale is needed to film it)" in describe(
+        unknown
+    )
     assert "frame 0 is taken as the source camera" in describe(unknown)
 
 
@@ -105,8 +167,20 @@ def test_command_tells_what_is_wrong(tmp_path):
     data = {"w": 8, "h": 8, "fl_x": 9, "frames": [{"transform_matrix": matrix}]}
     file.write_text(json.dumps(data))
     code, out, err = run(f"--path={file}")
-    assert code == 1 and not out
+    assert code == 2 and not out
     assert err.count("\n") == 1 and "frames[0].transform_matrix: the axes are mirrored" in err
+
+
+def test_command_tells_what_moves_and_time_do():
+    code, out, err = run(
+        "--moves=dolly in 0.3 0-24; pan right 15 ease-in-out 24-48",
+        *("--time=play 0-24; freeze 24 for 24", "--num_frames=25"),
+    )
+    assert code == 0 and not err
+    assert "dolly in 0.3 0-24; pan right 15 ease-in-out 24-48: 49 frames" in out
+    assert "frames 0 to 24: moves forward 0.300" in out and "frames 24 to 48: pans right" in out
+    assert "frames 0 to 24: source frames 0 to 24\n" in out
+    assert "frames 25 to 48: time stands still in source frame 24\n" in out
 
 
 @pytest.mark.parametrize(
@@ -116,8 +190,15 @@ def test_command_tells_what_is_wrong(tmp_path):
         (("--path=no.json",), "no.json does not exist"),
         (("--path=a.json", "b.json"), "unexpected argument 'b.json'"),
         (("--nonsense=1",), "nonsense"),
+        (("--num_frames=many", "--path=a.json"), "num_frames"),
+        (("--path=a.json", "--moves=pan"), "--path and --moves were given"),
+        (("--moves=pan up",), "pan cannot go 'up'"),
+        (("--moves=pan", "--time=freeze 3"), "--time without --num_frames"),
+        (("--moves=pan", "--time=freeze 9", "--num_frames=9"), "expected at most 8"),
+        (("--moves=pan", "--format=tum"), "expected none with --moves"),
+        (("--moves=pan", "--num_frames=0"), "expected at least 1"),
     ],
 )
 def test_command_refuses_in_one_line(arguments, message):
     code, out, err = run(*arguments)
-    assert code == 1 and not out and err.count("\n") == 1 and message in err
+    assert code == 2 and not out and err.count("\n") == 1 and message in err

@@ -4,16 +4,20 @@ import dataclasses
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recapture_jax.camera import path as camera_path
-from recapture_jax.camera.formats import nerfstudio_camera_path, write_path
+from recapture_jax.camera.formats import nerfstudio_camera_path, read_path, write_path
+from recapture_jax.camera.trajectory import pivot_depth_from_depth
 from recapture_jax.config import default_config, validate
 from recapture_jax.depth import base, networks
 from recapture_jax.depth.fastdepth import FastDepth
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, move_name
+from recapture_jax.stages import anchor as anchor_stage
+from recapture_jax.video.clip import Audio
 from recapture_jax.video.write import write_video
 
 T, H, W = 3, 64, 96
@@ -81,7 +85,8 @@ def test_converted_network_and_its_way_of_evening_out(stage, tmp_path, monkeypat
     loaded, modes = [], []
     depth = np.full((T, H, W), 2.0, np.float32)
 
-    def load(path):
+    def load(path, near, far):
+        assert (near, far) == (1.0, 20.0)
         loaded.append(pathlib.Path(path))
         return lambda frames: base.DepthMap(depth, "relative", "video_depth_anything")
 
@@ -104,9 +109,202 @@ def test_names_in_the_table_of_modes_are_those_the_networks_give():
     assert FastDepth.__name__.lower() not in sources
 
 
+def rendered(first):
+    """Anchor of a first stage, and the same by hand from what its source holds."""
+    depth = first.depth()
+    anchor = first.anchor(depth)
+    untimed = first._source_depth()
+    clip = dataclasses.replace(
+        first.clip, frames=np.stack([first.plain[i] for i in first.shown]), audio=None
+    )
+    assert clip.num_frames == len(first.shown) == len(depth.depth)
+    by_hand = base.DepthMap(
+        np.stack([untimed.depth[i] for i in first.shown]), depth.kind, depth.source
+    )
+    config = first.config
+    again = anchor_stage.render(
+        config.anchor, clip, by_hand, anchor.trajectory, config.camera.vertical_fov
+    )
+    return anchor, again
+
+
+@pytest.fixture
+def uneven(stage, tmp_path):
+    """A stage whose depth changes from frame to frame, with the frames of its source as `plain`."""
+    rng = np.random.default_rng(1)
+    depth = 2 + rng.random((T, 8, 12)).repeat(8, 1).repeat(8, 2)
+    np.save(tmp_path / "uneven.npy", depth.astype(np.float32))
+    changes = {"depth.path": str(tmp_path / "uneven.npy"), "depth.stabilise": False}
+    plain = stage(**changes).clip.frames
+
+    def make(moves, time, **more):
+        first = stage(**changes, **{"camera.moves": moves, "camera.time": time}, **more)
+        first.plain = plain
+        return first
+
+    return make
+
+
+TIMES = {
+    "": [0, 1, 2],
+    "play": [0, 1, 2],
+    "freeze 1": [1, 1, 1],
+    "freeze end for 5": [2, 2, 2, 2, 2],
+    "play 0-1; freeze 1 for 2; play 2-end": [0, 1, 1, 1, 2],
+    "play 2-0": [2, 1, 0],
+    "play for 6": [0, 0, 1, 1, 2, 2],
+}
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_frames_depth_and_cameras_follow_the_time(uneven, time):
+    """Bit for bit what the frames and the depth of the shown source frames give."""
+    first = uneven("orbit right 12", time)
+    assert first.shown.tolist() == TIMES[time]
+    anchor, by_hand = rendered(first)
+    assert (
+        len(anchor.frames) == len(anchor.mask) == anchor.trajectory.num_frames == len(first.shown)
+    )
+    for name in ("frames", "mask", "raw_mask"):
+        np.testing.assert_array_equal(getattr(anchor, name), getattr(by_hand, name))
+    assert anchor.raw_mask[0].all() and not anchor.raw_mask[-1].all()
+    stored = first.anchor(first.depth())
+    assert first.stages["anchor"] == "cached"
+    np.testing.assert_array_equal(stored.frames, anchor.frames)
+
+
+def test_frozen_time_and_a_static_camera_give_one_picture(uneven):
+    first = uneven("static", "freeze 1 for 4")
+    anchor = first.anchor(first.depth())
+    for name in ("frames", "mask", "raw_mask"):
+        values = getattr(anchor, name)
+        np.testing.assert_array_equal(values, np.broadcast_to(values[0], values.shape))
+    # The source frame itself, up to the splat's rounding; which frame that is shows in the others.
+    np.testing.assert_allclose(anchor.frames[0], first.plain[1], atol=1e-5)
+    assert np.abs(anchor.frames[0] - first.plain[0]).max() > 0.3
+    assert anchor.raw_mask.all()
+
+
+def test_frozen_time_changes_by_the_camera_alone(uneven):
+    """Frame t of bullet time is what a one-frame clip shows from camera t."""
+    first = uneven("orbit right 12", "freeze 1")
+    depth = first.depth()
+    anchor = first.anchor(depth)
+    assert np.abs(np.diff(anchor.frames, axis=0)).max() > 0.3
+    cameras = anchor.trajectory.cameras
+    for t in range(T):
+        camera = dataclasses.replace(
+            cameras,
+            world_from_camera=cameras.world_from_camera[t : t + 1],
+            intrinsics=cameras.intrinsics[t : t + 1],
+        )
+        single = dataclasses.replace(anchor.trajectory, cameras=camera)
+        clip = dataclasses.replace(first.clip, frames=first.plain[1:2])
+        still = base.DepthMap(first._source_depth().depth[1:2], depth.kind, depth.source)
+        seen = anchor_stage.render(first.config.anchor, clip, still, single, 40.0)
+        np.testing.assert_allclose(seen.frames[0], anchor.frames[t], atol=1e-6)
+        np.testing.assert_array_equal(seen.raw_mask[0], anchor.raw_mask[t])
+
+
+def test_pivot_is_that_of_the_first_frame_shown(uneven):
+    depths = uneven("static", "")._source_depth().depth
+    for time, frame in (("", 0), ("freeze 2", 2), ("play 1-0", 1)):
+        first = uneven("dolly in 0.2", time)
+        pivot = first.plan(first.config.camera, first.depth()).pivot_depth
+        assert pivot == pytest.approx(pivot_depth_from_depth(jnp.asarray(depths[frame])))
+
+
+def test_time_has_its_own_anchor_and_shares_the_depth(uneven):
+    keys = {}
+    for time in ("", "freeze 1", "freeze 2"):
+        first = uneven("orbit right 12", time)
+        first.anchor(first.depth())
+        keys[first.anchor_key] = time
+        assert first.stages == {"depth": "computed" if not time else "cached", "anchor": "computed"}
+    assert len(keys) == 3
+
+
+def test_source_poses_follow_the_time(stage, tmp_path):
+    """The source trucks right; locked off while it plays, then it and time stand still."""
+    poses = np.tile(np.eye(4), (T, 1, 1))
+    poses[:, 0, 3] = 0.1 * np.arange(T)
+    own = camera_path.PosePath(poses, units="metres", name="source")
+    write_path(own, tmp_path / "poses.npz", "npz")
+    changes = {
+        "camera.poses": str(tmp_path / "poses.npz"),
+        "camera.time": "play 1-2; freeze 2 for 3",
+    }
+    offsets = {"absolute": [0, -0.1, -0.1, -0.1, -0.1], "relative": [0.0] * 5}
+    for mode, expected in offsets.items():
+        first = stage(**changes, **{"camera.mode": mode})
+        moved = np.asarray(planned(first).world_from_camera)[:, 0, 3]
+        np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("time, base", [("", 0), ("freeze 1", 1)])
+def test_a_path_in_the_world_of_the_poses(stage, tmp_path, time, base):
+    """Two COLMAP-like files of one world: the new camera is where that world has it."""
+    rng, c, s = np.random.default_rng(3), np.cos(0.4), np.sin(0.4)
+    turn = np.array([[c, 0, s, 5.0], [0, 1, 0, -2.0], [-s, 0, c, 7.0], [0, 0, 0, 1]])
+    own, new = np.tile(turn, (T, 1, 1)), np.tile(turn, (T, 1, 1))
+    own[:, :3, 3] += rng.normal(size=(T, 3))
+    new[:, :3, 3] += rng.normal(size=(T, 3))
+    for name, poses in (("poses", own), ("path", new)):
+        path = camera_path.PosePath(poses, "arbitrary", name=name)
+        write_path(path, tmp_path / f"{name}.npz", "npz")
+    files = {f"camera.{name}": str(tmp_path / f"{name}.npz") for name in ("poses", "path")}
+    shared = {"camera.mode": "absolute", "camera.poses_scale": 0.5, "camera.path_world": "poses"}
+    first = stage(**files, **shared, **{"camera.time": time})
+    film = np.asarray(planned(first).world_from_camera)
+    shown = own[first.shown]
+    expected = np.linalg.inv(shown) @ new
+    expected[:, :3, 3] *= 0.5
+    np.testing.assert_allclose(film, expected, atol=1e-5)
+    alone = stage(**files, **{"camera.path_scale": 0.5, "camera.poses_scale": 0.5})
+    assert np.allclose(planned(alone).world_from_camera[0], np.eye(4), atol=1e-6)
+
+
+def test_options_of_a_format_reach_the_file(stage, tmp_path):
+    text = "[1 0 0 0] [0 1 0 0] [0 0 1 0] [{} 0 0 1]"
+    frames = {
+        f"frame{t}": {"cam01": text.format(0), "cam02": text.format(40 * t)} for t in range(T)
+    }
+    (tmp_path / "cameras.json").write_text(json.dumps(frames))
+    changes = {"camera.path": str(tmp_path / "cameras.json")}
+    first = stage(**changes, **{"camera.path_format": "recammaster camera=cam02"})
+    forward = np.asarray(planned(first).world_from_camera)[:, 2, 3]
+    np.testing.assert_allclose(forward, [0, 0.4, 0.8], atol=1e-6)
+    with pytest.raises(InputError, match="'recammaster camera=cam01'"):
+        planned(stage(**changes))
+
+
+def test_three_lines_are_spread_over_the_frames_of_the_result(stage, tmp_path):
+    """As the tool does it, not its own clip resampled."""
+    (tmp_path / "t.txt").write_text("0 30 5 20 0\n0 0\n0 0\n")
+    changes = {"camera.path": str(tmp_path / "t.txt"), "camera.path_format": "trajectorycrafter"}
+    film = planned(stage(**changes, **{"camera.time": "freeze 0 for 7"})).world_from_camera
+    expected = read_path(tmp_path / "t.txt", "trajectorycrafter", num_frames=7).world_from_camera
+    np.testing.assert_allclose(film[:, :3, :3], expected[:, :3, :3], atol=1e-6)
+
+
+def test_sound_goes_where_time_is_changed(uneven):
+    first = uneven("static", "")
+    sound = Audio(np.zeros((8000, 1), np.float32), 8000)
+    clip = dataclasses.replace(first.clip, audio=sound)
+    assert clip.shown(np.arange(T)) is clip
+    assert clip.shown(np.array([1, 1])).audio is None
+
+
 @pytest.mark.parametrize(
     "changes, says",
     [
+        ({"camera.time": "freeze 3"}, "frame 3 is after the end: expected at most 2"),
+        ({"camera.time": "stop 1"}, "cannot read the time 'stop 1'"),
+        ({"camera.path_format": "recamaster"}, "did you mean 'recammaster'"),
+        ({"camera.poses_format": "npz way=c2w"}, "cannot read 'way=c2w'"),
+        ({"camera.path_world": "poses"}, "expected camera.path and camera.poses"),
+        ({"camera.path_world": "mine"}, "expected one of source, poses"),
+        ({"camera.path_scale": 2.0}, "path_scale is given without config.camera.path"),
         ({"camera.path": "no/such.json"}, "config.camera.path=no/such.json: no such file"),
         ({"camera.poses": "no/such.txt"}, "config.camera.poses=no/such.txt: no such file"),
         ({"camera.mode": "absolute"}, "config.camera.poses is empty"),

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from recapture_jax.camera.formats import FORMATS, read_path, write_path
+from recapture_jax.camera.formats import FORMATS, read_as, read_path, write_path
 from recapture_jax.camera.path import PosePath
 from recapture_jax.errors import InputError
 
@@ -340,6 +340,26 @@ def test_options_of_other_formats_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected one of c2w, w2c"):
         np.savez(tmp_path / "p.npz", poses=POSES)
         read_path(tmp_path / "p.npz", convention="opengl")
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("recamaster", "did you mean 'recammaster'"),
+        ("tum camera=cam01", "option camera means nothing for tum: expected none"),
+        ("tum speed=2", "cannot read 'speed=2' in the format 'tum speed=2'"),
+        ("tum camera=", "cannot read 'camera='"),
+        ("tum realestate10k", "cannot read 'realestate10k'"),
+        ("num_frames=3", "cannot read 'num_frames=3'"),
+        ("viewcrafter elevation=high", "elevation is 'high': expected a number"),
+        ("convention=c2w", "option convention means nothing for tum"),  # told from the content
+    ],
+)
+def test_formats_in_words_are_refused_in_one_line(spec, message, tmp_path):
+    (tmp_path / "p.txt").write_text(TUM)
+    with pytest.raises(InputError) as error:
+        read_as(tmp_path / "p.txt", spec)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 NO_LENS = PosePath(POSES.copy(), "arbitrary")

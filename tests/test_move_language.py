@@ -126,7 +126,8 @@ DIRECTIONS = {
     "viewcrafter:zoomin1": ("grow", 1),
 }
 RETURNING = {"trajectorycrafter:loop1", "viewcrafter:loop1", "viewcrafter:loop2", "gen3c:clockwise"}
-RETURNING |= {"gen3c:counterclockwise", "seva:lemniscate", "seva:orbit"}
+RETURNING |= {"gen3c:counterclockwise", "seva:lemniscate", "seva:orbit", "seva:roll"}
+RETURNING |= {"seva:spiral", "seva:spiral_gui"}
 
 
 def pixel(poses, intrinsics, point):
@@ -219,11 +220,36 @@ def test_presets_that_are_words():
         "trajectorycrafter:zoom-in": "dolly in 0.5",
         "trajectorycrafter:dolly_zoom": "dolly_zoom in 0.5",
         "seva:orbit ease-in 0-3": "orbit right 360 ease-in 0-3",
+        "seva:roll": "roll cw 360",
     }
     for preset, words in same.items():
         a, b = (cameras(text, 5, pivot=3.0) for text in (preset, words))
         np.testing.assert_allclose(a[0], b[0], atol=3e-6, err_msg=preset)
         np.testing.assert_allclose(a[1], b[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, side, deep", [("spiral", 0.5, 0.2), ("spiral_gui", 1.0, 0.5)])
+def test_seva_spiral_in_closed_form(name, side, deep):
+    """Its rule in its own frame and unit: radii, two turns, half a period deep per turn, focus."""
+    focus = 1 / (0.25 / (0.9 * 1) + 0.75 / (5 * 5))
+    theta = np.linspace(0, 4 * np.pi, 17)
+    centre = np.stack([side * np.cos(theta), side * np.sin(theta), deep * np.sin(theta / 2)], -1)
+    expected = np.tile(np.eye(4), (17, 1, 1))
+    expected[:, :3, 3] = centre
+    for camera, position in zip(expected, centre, strict=True):
+        forward = np.array([0, 0, focus]) - position
+        forward /= np.linalg.norm(forward)
+        right = np.cross(forward, [0, -1, 0])
+        right /= np.linalg.norm(right)
+        camera[:3, :3] = np.stack([right, np.cross(forward, right), forward], -1)
+    expected = np.linalg.inv(expected[0]) @ expected
+    unit = np.hypot(side, focus) / 2.0  # of its own, per depth unit: what it aims at is the pivot
+    poses, _ = cameras(f"seva:{name}", 17, pivot=2.0)
+    np.testing.assert_allclose(poses[:, :3, :3], expected[:, :3, :3], atol=2e-6)
+    np.testing.assert_allclose(poses[:, :3, 3] * unit, expected[:, :3, 3], atol=2e-6)
+    turn = np.degrees(np.arccos(poses[:, 2, 2].min()))
+    if name == "spiral":  # measured with its own code: 18 degrees at most
+        assert turn == pytest.approx(18, abs=0.6)
 
 
 def test_words_act_on_top_of_a_preset():

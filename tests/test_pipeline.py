@@ -139,6 +139,34 @@ def test_another_move_reuses_depth_and_spatial_lora(home, first):
     assert mask.min() > 0.98
 
 
+def test_bullet_time(home, first, monkeypatch):
+    """One source frame on the path; LoRAs of its own, of which the spatial one serves any camera."""
+    taught = []
+    prepare = pipeline.tune_stage.source_data
+
+    def source_data(model, frames, *args):
+        taught.append(frames)
+        return prepare(model, frames, *args)
+
+    monkeypatch.setattr(pipeline.tune_stage, "source_data", source_data)
+    frozen = pipeline.run(configure(home, **{"camera.time": "freeze 1 for 4"}))
+    assert frozen.stages.pop("depth") == "cached"
+    assert set(frozen.stages.values()) == {"computed"}
+    report = json.loads((frozen.folder / "run.json").read_text())
+    assert report["source_frames"] == [1, 1, 1, 1]
+    assert report["config"]["camera"]["time"] == "freeze 1 for 4"
+    assert frozen.folder.name.startswith("clip-orbit-right-10-freeze-1-for-4-")
+    assert json.loads((first.folder / "run.json").read_text())["source_frames"] == [0, 1, 2]
+    assert len(taught) == 1 and len(taught[0]) == 1  # the frozen frame, once
+    for name in ("result", "anchor", "mask", "comparison"):
+        assert read_clip(frozen.folder / f"{name}.mp4").num_frames == 4
+    assert read_clip(frozen.folder / "result.mp4").audio is None
+    compared = read_clip(frozen.folder / "comparison.mp4").frames[:, :, : 48 // 2]
+    np.testing.assert_allclose(compared[0], compared[3], atol=0.1)  # the source stands still
+    other = pipeline.run(configure(home, moves="static", **{"camera.time": "freeze 1 for 4"}))
+    assert other.stages["spatial"] == "cached" and other.stages["temporal"] == "computed"
+
+
 def test_same_seed_gives_the_same_bits_without_the_cache(home, first):
     again = pipeline.run(configure(home, root="elsewhere"))
     a, b = ((p.folder / "result.mp4").read_bytes() for p in (first, again))
@@ -161,6 +189,7 @@ BAD_RUNS = [
     ({"model.path": "no_such_model"}, "converters.svd"),
     ({"depth.path": "no_depth.npy"}, "no_depth.npy"),
     ({"camera.moves": "pan right 170"}, "smaller move"),
+    ({"camera.time": "freeze 3"}, "expected at most 2, the last of 3 frames"),
     ({"mesh.data": 4096}, "devices"),
     ({"output.name": "taken"}, "exists"),
 ]

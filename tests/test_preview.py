@@ -74,10 +74,11 @@ def test_pixels_are_those_of_the_run(home, seen, monkeypatch):
         np.testing.assert_array_equal(getattr(seen.anchor, name), getattr(anchor, name))
     written = read_clip(result.folder / "mask.mp4").frames[..., 0] > 0.5
     assert (written == seen.anchor.mask).mean() > 0.999  # the video is compressed
-    assert (
-        json.loads((result.folder / "run.json").read_text())["hole_share"]
-        == (seen.report["hole_share"])
-    )
+    said = json.loads((result.folder / "run.json").read_text())
+    for name in ("hole_share", "lens", "depth"):
+        assert said[name] == seen.report[name]
+    assert "assumed" in said["lens"] and "40.0 degrees" in said["lens"]
+    assert said["depth"]["kind"] == "metric" and said["depth"]["sky"]["share"] == 0
 
 
 def test_run_takes_depth_and_anchor_from_the_preview(home, seen, monkeypatch):
@@ -102,9 +103,28 @@ def test_report(seen):
         assert all(np.isfinite(report[name]))
     assert 0 < report["hole_share"][1] < report["hole_share"][2] < 0.5
     assert report["worst_frame"] == 2
+    assert report["time"] == ["frames 0 to 2: source frames 0 to 2"]
     assert all(u >= h for u, h in zip(report["untrusted_share"], report["hole_share"], strict=True))
     assert 0 < report["tear_risk"][2] < 0.2
     json.dumps(report)
+
+
+def test_bullet_time_is_seen(home):
+    """As many frames as it says, all of one source frame, in its own folder and in words."""
+    config = configure(home, root="bullet", **{"camera.time": "freeze 1 for 5"})
+    frozen = previewing.preview(config)
+    np.testing.assert_array_equal(frozen.source, np.repeat(frozen.source[:1], 5, 0))
+    assert frozen.report["source_frames"] == [1] * 5 and len(frozen.anchor.frames) == 5
+    text = str(frozen)
+    assert "orbit right 12; freeze 1 for 5: 5 frames" in text
+    assert "time: frames 0 to 4: time stands still in source frame 1\n" in text
+    assert "advice: orbit right 12 leaves" in text
+    folder = previewing.target(config)
+    assert folder.name == "preview-clip-orbit-right-12-freeze-1-for-5"
+    config.camera.moves = "pan right 1; " * 40  # a long sentence is no name that the disk refuses
+    assert len(previewing.target(config).name) < 200
+    previewing.write(frozen, folder)
+    assert json.loads((folder / "report.json").read_text())["time"] == frozen.report["time"]
 
 
 def test_longest_hole_is_what_has_to_be_bridged():

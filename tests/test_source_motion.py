@@ -7,7 +7,7 @@ import pytest
 from recapture_jax.camera import pose
 from recapture_jax.camera.moves import build_trajectory
 from recapture_jax.camera.pinhole import intrinsics_from_fov
-from recapture_jax.camera.timing import source_frames
+from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import MODES, absolute, relative_poses, smooth_poses
 from recapture_jax.errors import InputError
 
@@ -101,6 +101,37 @@ def test_bullet_time_shows_one_frame_while_the_camera_moves():
     np.testing.assert_allclose(absolute(film, source), film.cameras.world_from_camera, atol=3e-6)
 
 
+def test_slow_motion_and_time_lapse_repeat_and_leave_out_frames():
+    np.testing.assert_array_equal(source_frames("play 0-2 for 6", 9), [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(source_frames("play 4-2 for 5", 9), [4, 4, 3, 3, 2])
+    np.testing.assert_array_equal(source_frames("play for 3", 9), [0, 4, 8])
+    np.testing.assert_array_equal(source_frames("play 3-9 for 1; freeze end", 10), [3, *[9] * 10])
+
+
+def test_time_in_words():
+    spec = "play 0-3; freeze 3 for 6; play 3-0 for 8; play 4-end for 2; freeze end for 1"
+    assert describe_time(spec, 9) == [
+        "frames 0 to 3: source frames 0 to 3",
+        "frames 4 to 9: time stands still in source frame 3",
+        "frames 10 to 17: source frames 3 to 0, backwards, 2 times slower (frames repeat)",
+        "frames 18 to 19: source frames 4 to 8, 2.5 times faster",
+        "frame 20: time stands still in source frame 8",
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_still_camera_stands_still_with_time(mode):
+    """Whatever the mode: while time is frozen, no motion of the source or of its smoothing is left."""
+    shown = source_frames("play 0-9; freeze 9 for 8; play 10-end", T)
+    film = build_trajectory("static", len(shown), K, 2.0)
+    poses = relative_poses(film, mode, walk(0.05), 4.0, shown)
+    frozen = np.asarray(poses)[9:18]
+    np.testing.assert_array_equal(frozen, np.broadcast_to(frozen[0], frozen.shape))
+    playing = build_trajectory("static", T, K, 2.0)
+    usual = np.asarray(relative_poses(playing, mode, walk(0.05), 4.0))
+    np.testing.assert_allclose(poses, usual[shown], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "spec, message",
     [
@@ -111,6 +142,9 @@ def test_bullet_time_shows_one_frame_while_the_camera_moves():
         ("freeze 3 for 0", "lasts 0 frames"),
         ("rewind 3-0", "expected play, play 3-12, freeze 12"),
         ("play 3", "cannot read"),
+        ("play 3-9 for 0", "lasts 0 frames"),
+        ("play 3-9 for", "cannot read"),
+        ("freeze 3 for 9999999", "lasts 9999999 frames: expected at most 10000"),
     ],
 )
 def test_bad_times_are_refused_in_one_line(spec, message):

@@ -71,8 +71,9 @@ def test_splat_matches_the_slow_reference(view, taps):
     valid = np.random.default_rng(9).uniform(size=depth.shape) > 0.1
     k1 = np.asarray(intrinsics_from_fov(45, 18, 26))
     k2 = k1 * np.array([[zoom], [zoom * 1.2], [1]], np.float32)  # other focal lengths and centre
+    torn = np.random.default_rng(8).uniform(size=depth.shape) > 0.8
     args = (colors, depth, valid, k1, k2, source_from_target)
-    size = dict(height=20, width=30)
+    size = dict(torn=torn, height=20, width=30)
     result = fast_splat(*args, taps=taps, **size)
     expected = splat_reference(*args, taps=taps, **size)
     assert 50 < expected[3].sum() < 600  # the view sees something, and has holes
@@ -94,6 +95,27 @@ def test_near_hides_far():
     np.testing.assert_allclose(result.colors[8:16, 12:20], np.broadcast_to([0, 1.0], (8, 8, 2)))
     np.testing.assert_allclose(result.depth[8:16, 12:20], 2, rtol=1e-6)
     assert not result.mask[9:15, 9:11].any()  # and uncovers wall that nobody saw
+
+
+def test_torn_points_hide_without_colour():
+    """A box of torn points before a wall is a hole, nowhere wall, and what is beside it stays."""
+    colors = np.ones((24, 32, 1), np.float32)
+    depth = np.full((24, 32), 4.0, np.float32)
+    box = np.zeros(depth.shape, bool)
+    box[8:16, 4:12] = True
+    depth[box], colors[box] = 2.0, np.nan
+    k = intrinsics_from_fov(40, 24, 32)
+    shift = move(-4 / (float(k[0, 0]) * 0.25))  # the box moves by 8 px, the wall by 4
+    whole, hidden, gone = (
+        fast_splat(colors, depth, valid, k, k, shift, torn=torn)
+        for valid, torn in ((None, None), (None, box), (~box, None))
+    )
+    assert np.isnan(whole.colors[9:15, 13:19]).all()
+    assert not hidden.mask[8:16, 12:20].any() and gone.mask[8:16, 16:20].all()
+    beside = np.ones(depth.shape, bool)
+    beside[7:17, 11:21] = False
+    for a, b in zip(jax.tree.leaves(hidden), jax.tree.leaves(gone), strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[beside], np.asarray(b)[beside])
 
 
 def test_zoom_resamples_a_ramp():
@@ -320,7 +342,7 @@ def test_new_trajectories_do_not_retrace(monkeypatch):
 # --- render_anchor ------------------------------------------------------------------------------
 
 
-def test_anchor_drops_points_on_torn_depth():
+def test_anchor_takes_no_colour_from_torn_depth():
     """Points half-way between two surfaces would float in the hole that parallax opens."""
     height, width = 32, 48
     depth = np.full((1, height, width), 4.0, np.float32)

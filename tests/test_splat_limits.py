@@ -13,6 +13,7 @@ from recapture_jax.camera import pose
 from recapture_jax.camera.moves import build_trajectory
 from recapture_jax.camera.pinhole import intrinsics_from_fov
 from recapture_jax.geometry import splat as splat_module
+from recapture_jax.geometry import windows
 from recapture_jax.geometry.projection import project, reproject, unproject
 from recapture_jax.geometry.splat import render_anchor, splat
 
@@ -104,6 +105,43 @@ def test_smallest_window_gives_the_same_picture(words):
     np.testing.assert_array_equal(adaptive.mask, fixed.mask)
     for a, b in zip(jax.tree.leaves(adaptive), jax.tree.leaves(fixed), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [1, 70, 5000])
+def test_tiles_of_any_size_give_the_same_picture(tile, monkeypatch):
+    """Tiles with windows of their own, some without any, against one window for all points."""
+    monkeypatch.setattr(windows, "TILE", tile)
+    colors, depth = scene(30, 33, near=1.0, far=3.0)
+    k = intrinsics_from_fov(45, 30, 33)
+    lens = k * jnp.array([[2.3], [1.4], [1.0]])
+    camera = pose.translation(jnp.array([0.1, 0.6, 0.5]))
+    torn = depth > 2.7
+    args = (colors, depth, None, k, lens, camera)
+    # Traced anew for each size.
+    by_tile = jax.jit(lambda *a: splat(*a, torn=torn, taps=4, adapt=True))(*args)
+    fixed = jax.jit(lambda *a: splat(*a, torn=torn, taps=4))(*args)
+    assert 0.3 < fixed.mask.mean() < 1
+    np.testing.assert_array_equal(by_tile.mask, fixed.mask)
+    for a, b in zip(jax.tree.leaves(by_tile), jax.tree.leaves(fixed), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    bare = splat(*args, torn=torn, taps=4, with_depth=False)
+    assert bare.depth is None
+    np.testing.assert_allclose(bare.colors, fixed.colors, atol=2e-5)
+
+
+def test_forward_derivatives_of_the_adaptive_splat():
+    with jax.enable_x64(True):
+        colors, depth = (jnp.asarray(x, jnp.float64) for x in scene(8, 9, near=3, far=3.02))
+        k = jnp.asarray(intrinsics_from_fov(50, 8, 9), jnp.float64)
+        camera = pose.translation(jnp.array([0.1, 0.05, 1.9]))
+
+        def total(depth):
+            return (splat(colors, depth, None, k, k, camera, taps=4, adapt=True).colors ** 2).sum()
+
+        change = jnp.asarray(np.random.default_rng(1).normal(size=depth.shape))
+        _, forward = jax.jvp(total, (depth,), (change,))
+        assert abs(forward) > 1e-3
+        assert float((jax.grad(total)(depth) * change).sum()) == pytest.approx(float(forward))
 
 
 # --- minification and slopes --------------------------------------------------------------------

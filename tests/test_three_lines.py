@@ -129,8 +129,12 @@ def test_three_lines_round_trip(tool, tmp_path):
 def test_three_lines_cannot_say_a_pan(tmp_path):
     film = moves.build_trajectory("pan right 10", 5, intrinsics_from_fov(40, H, W), 1.0)
     path = dataclasses.replace(paths.from_trajectory(film), intrinsics=None)
-    with pytest.raises(InputError, match="does not look at the pivot"):
+    with pytest.raises(InputError, match="is none of the cameras of cognvs"):
         write_path(path, tmp_path / "t.txt", "cognvs")
+    orbit = moves.build_trajectory("orbit right 20", 5, intrinsics_from_fov(40, H, W), 1.0)
+    with pytest.raises(InputError, match="circles 5 degrees above it .its elevation; 0: level."):
+        write_path(paths.from_trajectory(orbit), tmp_path / "t.txt", "viewcrafter")
+    write_path(paths.from_trajectory(orbit), tmp_path / "v.txt", "viewcrafter", elevation=0.0)
     zoom = moves.build_trajectory("zoom in 1.3", 5, intrinsics_from_fov(40, H, W), 1.0)
     with pytest.raises(InputError, match="zooms"):
         write_path(paths.from_trajectory(zoom), tmp_path / "t.txt", "cognvs")

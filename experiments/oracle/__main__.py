@@ -88,8 +88,8 @@ known leaves more to the video model, but lies less to it.
 * bilinear z-weighted: the forward warper that most open projects share (`baselines.py`), known = any weight.
 * bilinear, mask eroded: the same with {measure.ERODED} pixels taken off the mask at holes, the public code's option.
 * ours: the anchor stage of a run, known = raw mask; ours, trusted: the mask that the losses use.
-* ours, all points: known = raw mask, without the filter of points on torn depth. Exact depth is never torn, so here
-  the filter only takes points away; it is there for the smeared edges of depth networks.
+* ours, all points: known = raw mask, without the filter of points on torn depth. The filter is there for the smeared
+  edges of depth networks; on exact depth it still keeps the mixed colours of the edge pixels out of the picture.
 
 {table(scores)}
 """

@@ -1,11 +1,12 @@
-"""Two plain ways to warp a frame with depth, written here to be compared with `geometry/splat.py`.
+"""Plain ways to warp a frame with depth, written here to be compared with `geometry/splat.py`.
 
 * `bilinear_z_weighted`: the forward warper that most open camera-control projects share. A point
   adds its colour to the four pixels around it, with bilinear weights over exp(50 log(1 + z) / m),
   m the largest log(1 + z) of the frame; a pixel is known where any weight arrived.
+* `bilinear_with_depth`: the same picture at the cost of the public code as it is published.
 * `nearest_z_buffer`: a point paints the one pixel it falls into, the nearest point wins.
 
-Both take and return NumPy arrays; intrinsics have pixel centres at +0.5, as everywhere here.
+All take and return NumPy arrays; intrinsics have pixel centres at +0.5, as everywhere here.
 """
 
 import numpy as np
@@ -34,11 +35,44 @@ def bilinear_z_weighted(
         source_intrinsics: `[3, 3]`; target_intrinsics: `[3, 3]`, pixels.
         source_from_target: `[4, 4]`.
     """
-    image = torch.as_tensor(np.array(colors, np.float32))
-    height, width = depth.shape
     points = torch.as_tensor(_points(depth, source_intrinsics, source_from_target))
     target = torch.as_tensor(np.asarray(target_intrinsics, np.float32) - INTEGER_CENTRES)
-    seen = points @ target.T
+    return _drawn(torch.as_tensor(np.array(colors, np.float32)), points @ target.T)
+
+
+def bilinear_with_depth(
+    colors: np.ndarray,
+    depth: np.ndarray,
+    source_intrinsics: np.ndarray,
+    target_intrinsics: np.ndarray,
+    source_from_target: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`bilinear_z_weighted` with all the work of one call of the public code, for its time.
+
+    That code multiplies each pixel by its own copy of the 3x3 and 4x4 matrices and draws twice with
+    the same weights: the colours, then the depth, which is thrown away here.
+    """
+    height, width = depth.shape
+    z = torch.as_tensor(np.array(depth, np.float32))[..., None, None]
+    matrices = (
+        np.linalg.inv(np.asarray(source_intrinsics, np.float32) - INTEGER_CENTRES),
+        np.linalg.inv(np.asarray(source_from_target, np.float64)),
+        np.asarray(target_intrinsics) - INTEGER_CENTRES,
+    )
+    unproject, move, project = (torch.as_tensor(m.astype(np.float32))[None, None] for m in matrices)
+    v, u = torch.meshgrid(*(torch.arange(float(n)) for n in (height, width)), indexing="ij")
+    pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1)[..., None]
+    points = z * torch.matmul(unproject, pixels)
+    points = torch.matmul(move, torch.cat([points, torch.ones_like(z)], dim=2))[..., :3, :]
+    seen = torch.matmul(project, points)[..., 0]
+    colors, known = _drawn(torch.as_tensor(np.array(colors, np.float32)), seen)
+    _drawn(seen[..., 2:], seen)
+    return colors, known
+
+
+def _drawn(image: torch.Tensor, seen: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both results for values `[H, W, C]` at homogeneous pixels `[H, W, 3]`."""
+    height, width = image.shape[:2]
     z = seen[..., 2]
     position = seen[..., :2] / z[..., None]
 

@@ -33,6 +33,9 @@ _SPLIT = flags.DEFINE_enum(
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the decoder's schedule; 0: none.")
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
+_WINDOW = flags.DEFINE_integer(
+    "window", 1, "unet: each step sees one part in `window` of each side."
+)
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
 _START = flags.DEFINE_string(
     "start", None, "unet: folder of a model to go on from, whatever its latents."
@@ -80,7 +83,14 @@ def main(argv) -> None:
             some = np.linspace(0, len(frames) - 1, 48).astype(int)
             start = rebase(model, frames[some], cache["video"][some], scale)
         params = diffusion.train(
-            workdir, cache, scale, start, _UNET_STEPS.value, _MINUTES.value, _BATCH.value
+            workdir,
+            cache,
+            scale,
+            start,
+            _UNET_STEPS.value,
+            _MINUTES.value,
+            _BATCH.value,
+            _WINDOW.value,
         )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":

@@ -95,17 +95,24 @@ def training_loss(networks: zoo.Networks, params: dict, key: jax.Array, batch: d
     return v_loss(prediction, z, noise, sigma)
 
 
-def make_batch(cache: dict, indices: np.ndarray, backwards: np.ndarray, scale: float) -> dict:
-    """Clips of the cache, each played forwards or backwards."""
+def make_batch(
+    cache: dict,
+    indices: np.ndarray,
+    backwards: np.ndarray,
+    scale: float,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> dict:
+    """Clips of the cache, each played forwards or backwards; of all latents a `window` in space."""
     end = backwards.astype(int)
-    video = cache["video"][indices].astype(np.float32) * scale
+    rows, columns = window
+    video = cache["video"][indices, :, rows, columns].astype(np.float32) * scale
     video = np.where(backwards[:, None, None, None, None], video[:, ::-1], video)
     ids = np.stack(
         [np.full(len(indices), FPS - 1.0), cache["motion"][indices], cache["noise"][indices]], 1
     )
     return {
         "video": video,
-        "first": cache["ends"][indices, end],
+        "first": cache["ends"][indices, end][:, rows, columns],
         "pixels": cache["pixels"][indices, end],
         "ids": ids.astype(np.float32),
     }
@@ -130,8 +137,13 @@ def train(
     steps: int,
     minutes: float,
     batch_size: int,
+    window: int = 1,
 ) -> dict:
-    """Trains both networks from `start`, parameters by name, or from scratch where it is empty."""
+    """Trains both networks from `start`, parameters by name, or from scratch where it is empty.
+
+    With `window` = 2 each step sees a random half of each side: most of what a denoiser has to learn is
+    local, and four small steps teach more of it than a large one.
+    """
     networks = zoo.build(CONFIG)
     names = ("unet", "image_encoder")
     params = {name: start.get(name) for name in names}
@@ -142,7 +154,11 @@ def train(
     def batch(step: int) -> dict:
         rng = np.random.default_rng((11, step))
         indices = rng.integers(len(cache["video"]), size=batch_size)
-        inputs = make_batch(cache, indices, rng.random(batch_size) < 0.3, scale)
+        backwards = rng.random(batch_size) < 0.3
+        h, w = cache["video"].shape[2:4]
+        y, x = (rng.integers(n - n // window + 1) for n in (h, w))
+        view = (slice(y, y + h // window), slice(x, x + w // window))
+        inputs = make_batch(cache, indices, backwards, scale, view)
         return inputs | {"sigma": spread_sigmas(step * batch_size, batch_size)}
 
     def loss(params, key, inputs):

@@ -5,20 +5,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recapture_jax.camera.parts import STILL, find_parts, still_steps
 from recapture_jax.camera.path import PosePath, from_trajectory, inverse
 from recapture_jax.camera.trajectory import Trajectory
 
 _UNIT = {
     "pivot": "pivot depths",
     "metres": "m",
-    "arbitrary": "units of the file",
+    "arbitrary": "file units",
 }
 _UNITS = {
     "pivot": "pivot depths (1 is the distance to the subject in frame 0)",
-    "metres": "metres",
-    "arbitrary": "unknown: the file does not say; a scale is needed to film it",
+    "metres": "metres (filmed as they are with metric depth; other depth needs a scale)",
+    "arbitrary": "a unit that the file does not say (a scale is needed to film it)",
 }
-_STILL, _DEGREE = 1e-6, 0.05  # shares of the path's size; degrees
+_WAYS = (("right", "left"), ("down", "up"), ("forward", "back"))
+_ROLLED = ("rolled clockwise", "rolled counter-clockwise")
+_DEGREE = 0.05  # of a turn that is worth a word
+_MOST_PARTS = 8  # of a path that is told in parts; one of more is drawn by hand or shaky
 _AIM_ERROR = np.radians(0.5)  # how exactly a camera that "keeps looking" at a point does so
 _JUMP = 5.0  # a step this many times those beside it is a jump
 
@@ -39,6 +43,7 @@ class Motion:
         target: point all cameras look at, or None.
         arc: degrees travelled about `target` at a constant distance, or None.
         steps: `[T - 1, 2]` distance and degrees from each frame to the next.
+        position, head: `[T, 3]` of each frame, as `offset` and `angles`.
     """
 
     start: np.ndarray
@@ -51,6 +56,8 @@ class Motion:
     target: np.ndarray | None
     arc: float | None
     steps: np.ndarray
+    position: np.ndarray
+    head: np.ndarray
 
 
 def measure(path: PosePath) -> Motion:
@@ -81,6 +88,8 @@ def measure(path: PosePath) -> Motion:
         target=target,
         arc=arc,
         steps=np.stack([distance, _turn(steps[:, :3, :3])], -1),
+        position=position,
+        head=angles,
     )
 
 
@@ -113,7 +122,7 @@ def _target(poses: np.ndarray) -> np.ndarray | None:
     position, forward = poses[:, :3, 3], poses[:, :3, 2]
     apart = np.degrees(np.arccos(np.clip(forward @ forward[0], -1, 1))).max()
     travel = np.ptp(position, axis=0).max()
-    if apart < 2 or travel < _STILL:
+    if apart < 2 or travel < STILL:
         return None
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
     target = np.linalg.lstsq(across.sum(0), (across @ position[..., None]).sum(0), rcond=None)[0]
@@ -139,7 +148,8 @@ def describe(path: PosePath | Trajectory) -> str:
     ]
     if motion.target is not None:
         lines.append(f"  {_aim(motion, unit)}")
-    lines.append(f"  {_lens(path, motion)}")
+    lines.append(f"  {_lens(path.focal_factor, motion)}")
+    lines += [f"  {line}" for line in _parts(path, motion, unit)]
     lines += [f"  {line}" for line in (*_holds(path, motion), *_steps(path, motion, unit))]
     lines += [f"  note: {note}" for note in path.notes]
     return "\n".join(lines)
@@ -150,12 +160,14 @@ def _start(path: PosePath, motion: Motion, unit: str) -> list[str]:
     if not path.anchored:
         return ["  frame 0 is taken as the source camera; seen from there, until the last frame:"]
     position, angles = motion.start[:3, 3], _angles(motion.start[None, :3, :3])[0]
-    if np.abs(position).max() < _STILL and np.abs(angles).max() < _DEGREE:
+    if np.abs(position).max() < STILL and np.abs(angles).max() < _DEGREE:
         return ["  starts at the source camera; seen from there, until the last frame:"]
-    offset = dataclasses.replace(motion, offset=position, reach=position, length=0.0)
-    turned = dataclasses.replace(motion, angles=angles, turned=angles)
+    stands = _amounts(position, 3, _WAYS, 0.0005)
+    looks = _amounts(angles, 1, (("right", "left"), ("up", "down"), _ROLLED), _DEGREE)
+    away = [f"stands {', '.join(stands)} {unit} of it"] if stands else []
+    away += [f"looks {', '.join(looks)} deg"] if looks else []
     return [
-        f"  starts away from the source camera: {_moves(offset, unit)}; {_turns(turned)}",
+        f"  starts away from the source camera: {' and '.join(away) or 'by a hair'}",
         "  seen from its own frame 0, until the last frame:",
     ]
 
@@ -171,16 +183,15 @@ def _amounts(values, digits: int, words, least: float) -> list[str]:
 
 def _moves(motion: Motion, unit: str) -> str:
     size = max(np.abs(motion.reach).max(), motion.length)
-    if size < _STILL:
+    if size < STILL:
         return "does not move"
-    words = (("right", "left"), ("down", "up"), ("forward", "back"))
     digits = 3 if size < 100 else 1
     least = max(0.005 * size, 0.5 * 10.0**-digits)
-    end = _amounts(motion.offset, digits, words, least)
+    end = _amounts(motion.offset, digits, _WAYS, least)
     way = f" (way {motion.length:.{digits}f})" if motion.length else ""
     if end:
         return f"moves {', '.join(end)} {unit}{way}"
-    reach = _amounts(motion.reach, digits, words, least)
+    reach = _amounts(motion.reach, digits, _WAYS, least)
     return f"returns to its start, after {', '.join(reach) or 'less'} {unit}{way}"
 
 
@@ -201,19 +212,43 @@ def _aim(motion: Motion, unit: str) -> str:
     return f"circles {ahead} by {motion.arc:.1f} deg, looking at it: an orbit"
 
 
-def _lens(path: PosePath, motion: Motion) -> str:
-    if abs(motion.zoom - 1) < 1e-4 and np.ptp(path.focal_factor) < 1e-4:
+def _lens(focal: np.ndarray, motion: Motion) -> str:
+    if abs(motion.zoom - 1) < 1e-4 and np.ptp(focal) < 1e-4:
         return "does not zoom"
     way = "in" if motion.zoom > 1 else "out"
     if abs(motion.zoom - 1) < 1e-4:
-        return f"zooms up to x{path.focal_factor.max():.3f} and back"
+        return f"zooms up to x{focal.max() / focal[0]:.3f} and back"
     return f"zooms {way}, focal length x{motion.zoom:.3f}"
+
+
+def _parts(path: PosePath, motion: Motion, unit: str) -> list[str]:
+    """What happens in which frames, in the axes of frame 0, where that is not all one motion."""
+    parts = find_parts(motion.position, motion.steps, path.world_from_camera, path.focal_factor)
+    if not 1 < len(parts) <= _MOST_PARTS:
+        return []
+    lines = ["in parts, in the axes of frame 0:"]
+    for first, last in parts:
+        own, focal = slice(first, last + 1), path.focal_factor
+        position, head = (v[own] - v[first] for v in (motion.position, motion.head))
+        part = dataclasses.replace(
+            motion,
+            offset=position[-1],
+            reach=_largest(position),
+            length=float(motion.steps[first:last, 0].sum()),
+            angles=head[-1],
+            turned=_largest(head),
+            zoom=float(focal[last] / focal[first]),
+        )
+        whats = (_moves(part, unit), _turns(part), _lens(focal[own], part))
+        whats = [what for what in whats if what not in ("does not move", "does not turn")]
+        whats = [what for what in whats if what != "does not zoom"] or ["holds still"]
+        lines.append(f"  frames {first} to {last}: {'; '.join(whats)}")
+    return lines
 
 
 def _holds(path: PosePath, motion: Motion) -> list[str]:
     """Frames in which nothing happens, if something happens in others; at least three in a row."""
-    focal = np.abs(np.diff(path.focal_factor))
-    still = (motion.steps[:, 0] < _STILL) & (motion.steps[:, 1] < 1e-3) & (focal < _STILL)
+    still = still_steps(motion.steps, path.focal_factor)
     if still.all():
         return []
     edges = np.flatnonzero(np.diff([False, *still, False])).reshape(-1, 2)
@@ -230,6 +265,6 @@ def _steps(path: PosePath, motion: Motion, unit: str) -> list[str]:
     for steps, what, least in zip(motion.steps.T, ("position", "direction"), (0, 0.5), strict=True):
         worst = int(steps.argmax())
         beside = np.delete(steps[max(worst - 1, 0) : worst + 2], min(worst, 1))
-        if beside.size and steps[worst] > max(_JUMP * beside.max(), least, _STILL):
+        if beside.size and steps[worst] > max(_JUMP * beside.max(), least, STILL):
             lines.append(f"warning: the {what} jumps between frames {worst} and {worst + 1}")
     return lines

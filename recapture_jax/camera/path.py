@@ -9,7 +9,7 @@ Poses are OpenCV `world_from_camera`. Their length unit is stated, never guessed
     metres     fits metric depth; for other depth give a scale
     arbitrary  the file does not know (COLMAP, SLAM); needs a scale as soon as the camera travels
 
-A `scale` is always depth units per unit of the file.
+A `scale` is always depth units per unit of the file, and goes before what the unit says.
 """
 
 import dataclasses
@@ -219,31 +219,52 @@ def select(path: PosePath, num_frames: int, start: int = 0, stride: int = 1) -> 
 
 
 def depth_scale(
-    path: PosePath, pivot_depth: float, depth_kind: str = "relative", scale: float | None = None
+    path: PosePath,
+    pivot_depth: float | None,
+    depth_kind: str = "relative",
+    scale: float | None = None,
 ) -> float:
     """Depth units per unit of the path.
 
     Args:
         path: the path.
-        pivot_depth: depth of the subject in frame 0, in depth units.
+        pivot_depth: depth of the subject in frame 0, in depth units; None for the source's own
+            poses, of which it says nothing.
         depth_kind: 'metric' if depth is in metres, else 'relative'.
         scale: overrides what the units say; required where they say nothing.
 
     Raises:
         InputError: when the units do not fit the depth and no scale is given.
     """
+    field = "config.camera.poses_scale" if pivot_depth is None else "config.camera.path_scale"
     if scale is not None:
         if not (math.isfinite(scale) and scale > 0):
             raise InputError(f"scale {scale} of {path.name} is impossible: expected above 0")
         return float(scale)
-    if path.units == "pivot":
+    if path.units == "pivot" and pivot_depth is not None:
         return float(pivot_depth)
     if not path.travels or (path.units == "metres" and depth_kind == "metric"):
         return 1.0
-    why = "the file does not say its unit" if path.units == "arbitrary" else "depth is not metric"
+    why = {
+        "arbitrary": "the file does not say the unit of its translations",
+        "metres": "its translations are metres and the depth is not metric",
+        "pivot": "pivot depths, a unit of moves, are none of the source's own poses",
+    }
+    hint = "" if pivot_depth is None else _scale_hint(path, pivot_depth)
     raise InputError(
-        f"translations of {path.name} are in {path.units} units and {why}: expected a scale, "
-        "depth units per unit of the file"
+        f"{path.name} has no scale: {why[path.units]}: expected {field}, depth units per unit of the "
+        f"file{hint}"
+    )
+
+
+def _scale_hint(path: PosePath, pivot_depth: float) -> str:
+    """What a scale would do, so that one can be chosen."""
+    position = path.world_from_camera[:, :3, 3]
+    start = np.zeros(3) if path.anchored else position[0]
+    reach = float(np.linalg.norm(position - start, axis=-1).max())
+    return (
+        f"; it goes {reach:.3g} units far and the subject is {pivot_depth:.3g} away, so "
+        f"{0.2 * pivot_depth / reach:.3g} would take it a fifth of the way"
     )
 
 
@@ -318,14 +339,9 @@ def source_poses(
     Raises:
         InputError: as `select` and `depth_scale`; pivot depths are no unit of a source's poses.
     """
-    if path.units == "pivot" and scale is None:
-        raise InputError(
-            f"{path.name} is in pivot depths, a unit of moves: expected the source's poses in the "
-            "units of the depth; give a scale"
-        )
     path = relative_to_first(select(path, num_frames, start, stride))
     poses = path.world_from_camera.copy()
-    poses[:, :3, 3] *= depth_scale(path, 1.0, depth_kind, scale)
+    poses[:, :3, 3] *= depth_scale(path, None, depth_kind, scale)
     return poses.astype(np.float32)
 
 

@@ -16,8 +16,8 @@ its name and says in `what` what it is.
 | gen3c             | 1 (center_depth)      | movement_distance 0.3, camera_rotation center_facing;  |
 |                   |                       | it stops a step short of 0.3 and its look-at displaces |
 |                   |                       | the camera by up to 5 %: neither is repeated here      |
-| seva              | 10 (look_at)          | seva/geometry.py; fov factors of its 54 degrees; its   |
-|                   |                       | spiral and roll are left out                           |
+| seva              | 10 (look_at); spirals | seva/geometry.py; fov factors of its 54 degrees; its   |
+|                   | where they aim, 3.25  | circles stop a step short of closing, ours close       |
 """
 
 from collections.abc import Callable
@@ -54,12 +54,10 @@ def _aimed(share: np.ndarray, position: np.ndarray, focal: np.ndarray | float = 
     return np.asarray(poses, np.float64), np.broadcast_to(focal, share.shape)
 
 
-def _head(share: np.ndarray, pan: float = 0.0, tilt: float = 0.0) -> Poses:
+def _head(share: np.ndarray, pan: float = 0.0, tilt: float = 0.0, roll: float = 0.0) -> Poses:
     """A camera on the spot that turns by degrees."""
-    turn = pose.compose(
-        pose.rotation_y(jnp.asarray(np.radians(pan) * share, jnp.float32)),
-        pose.rotation_x(jnp.asarray(np.radians(tilt) * share, jnp.float32)),
-    )
+    y, x, z = (jnp.asarray(np.radians(a) * share, jnp.float32) for a in (pan, tilt, roll))
+    turn = pose.compose(pose.rotation_y(y), pose.rotation_x(x), pose.rotation_z(z))
     return np.asarray(turn, np.float64), np.ones(share.shape)
 
 
@@ -100,6 +98,23 @@ def _lemniscate(share: np.ndarray) -> Poses:
     angle = 2 * np.pi * share + np.pi / 2
     x = np.tan(np.radians(30)) * np.cos(angle) / (1 + np.sin(angle) ** 2)
     return _aimed(share, np.stack([x, x * np.sin(angle), 0 * angle], -1))
+
+
+def _spiral(share: np.ndarray, side: float, deep: float) -> Poses:
+    """SEVA's two circles about an axis, of radius `side`, aimed at one point of that axis.
+
+    It starts at their right, goes down first, and is `deep` nearer in the middle of the first circle
+    and farther in that of the second. The point lies where disparity is a quarter of 1 / 0.9 and
+    three quarters of 1 / 25 (bounds 1 and 5), and is taken as the pivot.
+    """
+    ahead = 1 / (0.25 / 0.9 + 0.75 / 25.0)
+    angle = 4 * np.pi * share
+    axis = np.stack([side * np.cos(angle), side * np.sin(angle), deep * np.sin(angle / 2)], -1)
+    offset = axis - [side, 0.0, 0.0]
+    distance = np.hypot(side, ahead)
+    right, forward = np.array([[ahead, 0.0, side], [-side, 0.0, ahead]]) / distance
+    seen = np.stack([offset @ right, offset[:, 1], offset @ forward], -1)
+    return _aimed(share, seen / distance)
 
 
 def _seva_focal(share: np.ndarray, factor: float) -> np.ndarray:
@@ -206,6 +221,10 @@ def _seva() -> dict[str, Preset]:
     }
     presets = {name: _preset(_line, what, **end) for name, (end, what) in ends.items()}
     presets["orbit"] = _preset(_orbit, "orbits 360 deg to the right", degrees=360.0)
+    presets["roll"] = _preset(_head, "rolls 360 deg clockwise", roll=360.0)
+    for name, side, deep in (("spiral", 0.5, 0.2), ("spiral_gui", 1.0, 0.5)):
+        what = "two circles down and left of the start, in on the first, out on the second, aimed"
+        presets[name] = _preset(_spiral, what, side=side, deep=deep)
     presets["lemniscate"] = _preset(_lemniscate, "a lying eight, 0.58 to both sides")
     for name, z, factor, what in (
         ("zoom_in", 0.0, 0.28, "zooms in, fov x0.28"),

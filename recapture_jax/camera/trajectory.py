@@ -74,19 +74,26 @@ def absolute(trajectory: Trajectory, source_poses: jax.Array) -> jax.Array:
     return _on_base(trajectory, world_from_source, world_from_source[:1])
 
 
-def stabilised(trajectory: Trajectory, source_poses: jax.Array, sigma: float = 6.0) -> jax.Array:
+def stabilised(
+    trajectory: Trajectory,
+    source_poses: jax.Array,
+    sigma: float = 6.0,
+    shown: np.ndarray | None = None,
+) -> jax.Array:
     """`source_from_target` `[T, 4, 4]` when the move adds to the source's smoothed motion.
 
     Args:
         trajectory: T cameras, read relative to the smoothed source camera of each frame.
         source_poses: `world_from_source` `[T, 4, 4]`, translations in the units of the depth.
         sigma: of the Gaussian that smooths, in frames; see `smooth_poses`.
+        shown: as in `relative_poses`.
 
     Raises:
         InputError: without source poses, when their number is not T, or for a bad sigma.
     """
-    world_from_source = _known_poses(trajectory, source_poses, "a stabilised")
-    return _on_base(trajectory, world_from_source, smooth_poses(world_from_source, sigma))
+    world_from_source = _known_poses(trajectory, source_poses, "a stabilised", shown)
+    smooth = smooth_poses(source_poses, sigma)
+    return _on_base(trajectory, world_from_source, smooth if shown is None else smooth[shown])
 
 
 def smooth_poses(poses: jax.Array, sigma: float) -> jax.Array:
@@ -132,20 +139,33 @@ MODES = ("relative", "absolute", "stabilise")
 
 
 def relative_poses(
-    trajectory: Trajectory, mode: str, source_poses: jax.Array | None, sigma: float = 6.0
+    trajectory: Trajectory,
+    mode: str,
+    source_poses: jax.Array | None,
+    sigma: float = 6.0,
+    shown: np.ndarray | None = None,
 ) -> jax.Array:
     """`source_from_target` `[T, 4, 4]` in one of `MODES`: on top of the source, absolute, stabilised.
+
+    Args:
+        trajectory: T cameras.
+        mode: one of `MODES`.
+        source_poses: `world_from_source` `[N, 4, 4]` of the N source frames.
+        sigma: as in `stabilised`. Smoothed is the source's own motion, in its own time: where time
+            stands still the steady camera does.
+        shown: the source frame that each of the T frames shows, see timing.py; None: N is T.
 
     Raises:
         InputError: for an unknown mode; or as the function of the mode.
     """
     if mode not in MODES:
         raise InputError(f"unknown camera mode {mode!r}: expected one of {', '.join(MODES)}")
-    if mode == "relative":
-        return on_top_of_source(trajectory, source_poses)
-    if mode == "absolute":
-        return absolute(trajectory, source_poses)
-    return stabilised(trajectory, source_poses, sigma)
+    if mode == "stabilise":
+        return stabilised(trajectory, source_poses, sigma, shown)
+    if source_poses is not None and shown is not None:
+        source_poses = source_poses[shown]
+    film = on_top_of_source if mode == "relative" else absolute
+    return film(trajectory, source_poses)
 
 
 def with_poses(trajectory: Trajectory, source_from_target: jax.Array) -> Trajectory:
@@ -157,13 +177,15 @@ def with_poses(trajectory: Trajectory, source_from_target: jax.Array) -> Traject
 def pivot_depth_from_depth(depth_frame0: jax.Array, central_share: float = 0.2) -> float:
     """Median depth of the centre of frame 0, where the subject of a move usually is.
 
+    Where nothing there is usable (sky), it is the median of all of the frame.
+
     Args:
         depth_frame0: `[H, W]` depth; values that are not finite and positive are left out.
         central_share: share of the frame's area, in (0, 1], that the central window covers; the
             window has the frame's shape.
 
     Raises:
-        InputError: for an impossible share, or when the window holds no usable depth.
+        InputError: for an impossible share, or when the frame holds no usable depth.
     """
     if not 0 < central_share <= 1:
         raise InputError(f"central share {central_share} is impossible: expected 0 < share <= 1")
@@ -173,22 +195,30 @@ def pivot_depth_from_depth(depth_frame0: jax.Array, central_share: float = 0.2) 
     window = depth[
         margins[0] : depth.shape[0] - margins[0], margins[1] : depth.shape[1] - margins[1]
     ]
-    usable = window[np.isfinite(window) & (window > 0)]
-    if not usable.size:
-        raise InputError(
-            "the centre of frame 0 has no usable depth: expected finite positive values; "
-            "check the depth file or give the pivot depth"
-        )
-    return float(np.median(usable))
+    for part in (window, depth):
+        usable = part[np.isfinite(part) & (part > 0)]
+        if usable.size:
+            return float(np.median(usable))
+    raise InputError(
+        "frame 0 has no usable depth: expected finite positive values; check the depth file or "
+        "give the pivot depth (config.camera.pivot_depth)"
+    )
 
 
-def _known_poses(trajectory: Trajectory, source_poses: jax.Array | None, what: str) -> jax.Array:
+def _known_poses(
+    trajectory: Trajectory,
+    source_poses: jax.Array | None,
+    what: str,
+    shown: np.ndarray | None = None,
+) -> jax.Array:
     """The source poses as float32 `[T, 4, 4]`; `what` trajectory needs them is for the message."""
     if source_poses is None:
         raise InputError(
             f"{what} trajectory needs the source camera's poses: give a pose file, or place "
             "the move on top of the source's motion"
         )
+    if shown is not None:
+        source_poses = source_poses[shown]
     _check_poses(trajectory, source_poses)
     return jnp.asarray(source_poses, jnp.float32)
 

@@ -19,7 +19,7 @@ Three steps, all in log depth, where a factor is a difference:
    its colour or depth differs. Moving edges stay sharp, as what is across them differs in one.
 3. Clamping to [0.02, 50] times the median of the clip.
 
-Depth that agrees already is returned unchanged.
+Depth that agrees already is returned unchanged, and so is the sky, which counts in no step.
 """
 
 import dataclasses
@@ -75,31 +75,40 @@ def stabilise(
             f"frames have shape {tuple(frames.shape)}, depth {tuple(depth.depth.shape)}; expected "
             "[T, H, W, 3] and [T, H, W] of the same clip"
         )
-    values, frames = np.asarray(depth.depth), np.asarray(frames)
+    values, frames, valid = np.asarray(depth.depth), np.asarray(frames), depth.surfaces
     if mode == "auto":
         mode = "smooth" if depth.kind == "metric" else "clip"
     if mode == "affine":
-        values = _align_affine(values, frames)
+        values = _align_affine(values, frames, valid)
     elif mode != "none":
-        scales = log_scales(values, frames)
+        scales = log_scales(values, frames, valid)
         error = scales - (np.median(scales) if mode == "clip" else smooth_curve(scales))
         values = values * np.exp(-error).astype(np.float32)[:, None, None]
     if radius:
         values = _smooth(values, frames, radius, sigma_colour, sigma_depth)
-    median = np.median(values)
+    median = np.median(values[valid])
     low, high = (np.float32(factor * median) for factor in CLAMP)
-    return dataclasses.replace(depth, depth=np.clip(values, low, high))
+    values = np.where(valid, np.clip(values, low, high), depth.depth)
+    return dataclasses.replace(depth, depth=values)
 
 
-def log_scales(depth: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Log of each frame's scale, [T] float64 with median 0, from [T, H, W] and [T, H, W, 3]."""
+def log_scales(
+    depth: np.ndarray, frames: np.ndarray, valid: np.ndarray | None = None
+) -> np.ndarray:
+    """Log of each frame's scale, [T] float64 with median 0, from [T, H, W] and [T, H, W, 3].
+
+    Only pixels that are `valid` [T, H, W] bool in both frames of a pair are compared.
+    """
     count = len(depth)
     log_depth = np.log(_thin(depth))
     colours = _thin(frames)
+    valid = np.ones(log_depth.shape, bool) if valid is None else _thin(valid) > 0
     rows, ratios, weights = [], [], []
     for step in _STEPS:
         for t in range(count - step):
-            still = _still(colours[t], colours[t + step])
+            still = _still(colours[t], colours[t + step], valid[t] & valid[t + step])
+            if not still.any():
+                continue
             ratio = (log_depth[t + step] - log_depth[t])[still]
             middle = np.median(ratio)
             row = np.zeros(count)
@@ -138,7 +147,12 @@ def smooth_curve(values: np.ndarray) -> np.ndarray:
     return curve
 
 
-def disparity_to_depth(disparity: np.ndarray, near: float | None, far: float | None) -> np.ndarray:
+def disparity_to_depth(
+    disparity: np.ndarray,
+    near: float | None,
+    far: float | None,
+    valid: np.ndarray | None = None,
+) -> np.ndarray:
     """Depth from what is large where it is near.
 
     With near < far: 1 / (A d + B), where d is the disparity brought to [0, 1] by the extremes of
@@ -149,6 +163,7 @@ def disparity_to_depth(disparity: np.ndarray, near: float | None, far: float | N
     Args:
         disparity: [T, H, W], finite.
         near, far: depth of the nearest and farthest pixel of the clip.
+        valid: [T, H, W] bool; the others (sky) do not count and come out like the farthest pixel.
 
     Returns:
         [T, H, W] float64 > 0.
@@ -158,6 +173,9 @@ def disparity_to_depth(disparity: np.ndarray, near: float | None, far: float | N
             not above 0 where it has to be.
     """
     disparity = np.asarray(disparity, np.float64)
+    if valid is not None and not valid.all():
+        counted = disparity[valid]
+        disparity = np.where(valid, disparity, counted.min() if counted.size else 1.0)
     low, high = disparity.min(), disparity.max()
     if near is None and far is None:
         if low <= 0:
@@ -178,27 +196,29 @@ def _thin(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1, *values.shape[3:]).astype(np.float32)
 
 
-def _still(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which of [pixels, 3] kept their colour; all of them if hardly any did."""
-    still = np.abs(a - b).mean(axis=-1) < _SAME_COLOUR
-    return still if still.mean() >= _ENOUGH else np.ones_like(still)
+def _still(a: np.ndarray, b: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Which valid ones of [pixels, 3] kept their colour; all valid ones if hardly any did."""
+    still = (np.abs(a - b).mean(axis=-1) < _SAME_COLOUR) & valid
+    return still if still.sum() >= _ENOUGH * valid.sum() else valid
 
 
-def _align_affine(depth: np.ndarray, frames: np.ndarray) -> np.ndarray:
+def _align_affine(depth: np.ndarray, frames: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Brings the disparity of every frame to that of one of them by a factor and an offset.
 
     Least absolute deviations, by reweighting. The frame of reference is the one whose median depth
     is the median.
     """
-    disparity, colours = 1 / _thin(depth).astype(np.float64), _thin(frames)
-    medians = np.median(disparity, axis=1)
-    reference = int(np.argsort(medians)[len(medians) // 2])
+    disparity, colours, valid = 1 / _thin(depth).astype(np.float64), _thin(frames), _thin(valid) > 0
+    medians = np.array(
+        [np.median(d[v]) if v.any() else np.nan for d, v in zip(disparity, valid, strict=True)]
+    )
+    reference = int(np.argsort(medians)[np.isfinite(medians).sum() // 2])  # nan is sorted last
     aligned = np.empty_like(depth)
     for t in range(len(depth)):
-        still = _still(colours[t], colours[reference])
+        still = _still(colours[t], colours[reference], valid[t] & valid[reference])
         x, y = disparity[t][still], disparity[reference][still]
         factor, offset = 1.0, 0.0
-        if t != reference and x.std() > 1e-3 * x.mean():
+        if t != reference and x.size and x.std() > 1e-3 * x.mean():
             weight = np.ones_like(x)
             for _ in range(30):
                 basis = np.stack([x, np.ones_like(x)], axis=1) * weight[:, None]

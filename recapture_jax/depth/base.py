@@ -21,6 +21,8 @@ class DepthMap:
         kind: 'metric' (metres) or 'relative' (metres up to one unknown factor for the clip).
         source: where it came from, for the record of a run.
         intrinsics: [3, 3] float32 pixels at this size, if the estimator knows the lens; else None.
+        sky: [T, H, W] bool, what is infinitely far and stands on a far plane instead (`depth.sky`);
+            None if nothing is.
 
     Raises:
         InputError: anything else; the message names the first frame that is wrong.
@@ -30,6 +32,7 @@ class DepthMap:
     kind: str
     source: str
     intrinsics: np.ndarray | None = None
+    sky: np.ndarray | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -51,6 +54,16 @@ class DepthMap:
                 f"intrinsics of {self.source} have shape {tuple(self.intrinsics.shape)}, "
                 "expected [3, 3]"
             )
+        if self.sky is not None and (self.sky.shape != shape or self.sky.dtype != bool):
+            raise InputError(
+                f"sky of {self.source} is {self.sky.dtype} of shape {tuple(self.sky.shape)}, "
+                f"expected bool of {shape}"
+            )
+
+    @property
+    def surfaces(self) -> np.ndarray:
+        """[T, H, W] bool: where there is something, everything but the sky."""
+        return np.ones(self.depth.shape, bool) if self.sky is None else ~self.sky
 
     @property
     def num_frames(self) -> int:

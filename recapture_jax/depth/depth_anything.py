@@ -53,7 +53,7 @@ class DepthAnything:
         """frames [T, H, W, 3] float32 in [0, 1] -> depth [T, H, W].
 
         Metric depth is in metres, at least 1e-3 and below the network's max_depth; relative depth
-        lies between `near` and `far`.
+        lies between `near` and `far` but for the sky.
 
         Raises:
             InputError: frames of another shape or type, or the same disparity everywhere.

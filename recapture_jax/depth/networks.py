@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.checkpoints import restore_tree
+from recapture_jax.depth import sky
 from recapture_jax.depth.align import disparity_to_depth
 from recapture_jax.depth.base import DepthEstimator, DepthMap
 from recapture_jax.errors import InputError
@@ -21,6 +22,7 @@ ARCHITECTURES = {  # of a config.json: the module that has `from_folder`
     "video_depth_anything": "recapture_jax.depth.video_depth",
     "zoedepth": "recapture_jax.depth.zoedepth",
 }
+ALWAYS_METRIC = ("zoedepth",)
 # Mode of `align.stabilise` by (DepthMap.source, kind), where 'auto' is not right: relative Depth Anything has a
 # scale and an offset per frame, Video Depth Anything is steady by itself.
 STABILISE = {
@@ -34,14 +36,20 @@ MIN_DEPTH = 1e-3  # metres; the least depth that metric networks are evaluated a
 NEAR, FAR = 1.0, 20.0  # of the nearest and the farthest pixel of a clip, where only order is known
 
 
-def load(folder: str | Path) -> DepthEstimator:
+def load(folder: str | Path, near: float | None = NEAR, far: float | None = FAR) -> DepthEstimator:
     """The estimator of a converted network, whichever it is.
+
+    Args:
+        folder: of the network.
+        near, far: see `depth_map`; only networks of relative depth use them.
 
     Raises:
         InputError: the folder is missing, damaged or none of ours.
     """
     folder = Path(folder)
-    return importlib.import_module(ARCHITECTURES[_architecture(folder)]).from_folder(folder)
+    name = _architecture(folder)
+    options = {} if name in ALWAYS_METRIC else {"near": near, "far": far}
+    return importlib.import_module(ARCHITECTURES[name]).from_folder(folder, **options)
 
 
 def read_config(folder: str | Path, architecture: str) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def depth_map(values: np.ndarray, kind: str, source: str, near: float, far: floa
 
     Metric: metres, at least 1e-3. Relative: disparity up to a factor and an offset, so its
     extremes in the clip become the depths `near` and `far`; thus nothing is beyond `far`, however
-    near its disparity is to 0.
+    near its disparity is to 0; areas of disparity 0 are sky and count for neither.
 
     Args:
         values: [T, H, W] metres or disparity.
@@ -141,7 +149,7 @@ def depth_map(values: np.ndarray, kind: str, source: str, near: float, far: floa
         InputError: see disparity_to_depth and DepthMap.
     """
     if kind == "metric":
-        depth = np.maximum(values, MIN_DEPTH)
-    else:
-        depth = disparity_to_depth(values, near, far)
-    return DepthMap(depth.astype(np.float32), kind, source)
+        return DepthMap(np.maximum(values, MIN_DEPTH).astype(np.float32), kind, source)
+    above = sky.areas(np.asarray(values) <= 0)
+    depth = disparity_to_depth(values, near, far, ~above)
+    return sky.mark(DepthMap(depth.astype(np.float32), kind, source, sky=above), beyond=0)

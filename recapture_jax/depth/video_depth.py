@@ -59,7 +59,8 @@ class VideoDepthAnything:
     def __call__(self, frames: np.ndarray) -> DepthMap:
         """frames [T, H, W, 3] float32 in [0, 1] -> depth [T, H, W].
 
-        Metric depth is in metres, at least 1e-3; relative depth lies between `near` and `far`.
+        Metric depth is in metres, at least 1e-3; relative depth lies between `near` and `far` but
+        for the sky.
 
         Raises:
             InputError: frames of another shape or type, or the same disparity everywhere.

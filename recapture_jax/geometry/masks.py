@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from recapture_jax.camera import pose
 from recapture_jax.errors import InputError
-from recapture_jax.geometry.projection import MIN_DEPTH, reproject
+from recapture_jax.geometry.projection import MIN_DEPTH, displaced
 
 
 def erode(mask: jax.Array, radius: int) -> jax.Array:
@@ -88,12 +88,12 @@ def torn_in_view(
     max_stretch: float = 1.0,
     valid: jax.Array | None = None,
 ) -> jax.Array:
-    """True at the source pixels whose torn depth shows in the target view: drop those points.
+    """True at the source pixels whose torn depth shows in the target view.
 
     A smeared depth is wrong by up to the range of its 5x5 neighbourhood, but all that the target
-    sees of that error is parallax. A torn pixel is dropped only when the nearest and the farthest
+    sees of that error is parallax. A pixel counts as torn only when the nearest and the farthest
     depth around it would land more than `max_stretch` target pixels apart. Without parallax (no
-    move, pan, tilt, roll, zoom) both land on the same spot and every point stays.
+    move, pan, tilt, roll, zoom) both land on the same spot and nothing is torn.
 
     Args:
         depth: `[H, W]`, positive.
@@ -103,13 +103,24 @@ def torn_in_view(
         max_stretch: pixels of the target.
         valid: `[H, W]` bool; other depths are ignored.
     """
-    near, far, mean = _depth_range(jax.lax.stop_gradient(depth), valid)
     target_from_source = pose.inverse(source_from_target)
     cameras = (source_intrinsics, target_intrinsics, target_from_source)
-    (near_pixels, near_z), (far_pixels, far_z) = (reproject(z, *cameras) for z in (near, far))
-    stretch = jnp.abs(near_pixels - far_pixels).max(-1)
-    behind = jnp.minimum(near_z, far_z) <= MIN_DEPTH
-    return (far - near > threshold * mean) & ((stretch > max_stretch) | behind)
+
+    def torn(depth):
+        near, far, mean = _depth_range(depth, valid)
+        (near_u, near_v, near_z), (far_u, far_v, far_z) = (
+            displaced(z, *cameras) for z in (near, far)
+        )
+        stretch = jnp.maximum(jnp.abs(near_u - far_u), jnp.abs(near_v - far_v))
+        behind = jnp.minimum(near_z, far_z) <= MIN_DEPTH
+        return (far - near > threshold * mean) & ((stretch > max_stretch) | behind)
+
+    def whole(depth):
+        return jnp.zeros(depth.shape, bool)
+
+    # A camera that stays in its place sees no parallax.
+    moves = (target_from_source[:3, 3] != 0).any()
+    return jax.lax.cond(moves, torn, whole, jax.lax.stop_gradient(depth))
 
 
 def _depth_range(

@@ -67,7 +67,18 @@ def reproject(
     Returns:
         pixels `[H, W, 2]` (u, v) and z `[H, W]` in the target camera, as `project` returns them.
     """
-    pixel = jnp.moveaxis(pixel_centres(*depth.shape, depth.dtype), -1, 0)
+    u, v, z = displaced(depth, source_intrinsics, target_intrinsics, target_from_source)
+    return jnp.stack([u, v], axis=-1), z
+
+
+def displaced(
+    depth: jax.Array,
+    source_intrinsics: jax.Array,
+    target_intrinsics: jax.Array,
+    target_from_source: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """u, v and z, each `[H, W]`, of `reproject`: one array per quantity is quicker to work on."""
+    pixel = [jax.lax.broadcasted_iota(depth.dtype, depth.shape, axis) + 0.5 for axis in (1, 0)]
     source, target = source_intrinsics, target_intrinsics
     ray = [(pixel[i] - source[i, 2]) / source[i, i] for i in (0, 1)]
     point = (ray[0] * depth, ray[1] * depth, depth)
@@ -86,4 +97,4 @@ def reproject(
         displacement = (grown * ray[i] + target[i, i] * moved[i]) * inverse_z
         shifted = pixel[i] + (target[i, 2] - source[i, 2])
         seen.append(jnp.where(visible, shifted + displacement, -1e6))
-    return jnp.stack(seen, axis=-1), z
+    return *seen, z

@@ -15,6 +15,10 @@ magnification m = (f_target / f_source) (z_source / z_target), separately in x a
    it is over a tenth of z: that is an edge. Without e a floor seen at a grazing angle would keep
    only the nearest of the points that share a pixel.
 
+Points of torn depth (`masks.torn_in_view`) take part in the first pass alone: they hide what lies
+behind them, so a pixel that they are nearest to takes the colour of the other points of their
+surface or is a hole, and never shows the background.
+
 So a near surface hides a far one wherever it covers the pixel, up to a magnification of 2 * taps - 1;
 just outside its outline it is blended in by the tails of its kernels instead of growing by a pixel.
 The result depends neither on the farthest point of the frame nor on points behind the camera.
@@ -26,8 +30,8 @@ is what a resize with a linear low-pass filter takes.
 What stays fixed in a derivative is what selects: z_min, the windows and the visibility tests.
 """
 
+import dataclasses
 import functools
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -35,17 +39,10 @@ import jax.numpy as jnp
 from recapture_jax.camera import pose
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
+from recapture_jax.geometry import windows
 from recapture_jax.geometry.masks import torn_in_view
-from recapture_jax.geometry.projection import MIN_DEPTH, reproject
-
-MIN_KERNEL = 1e-3
-"""Kernel values up to this are rounding noise around an exact hit and are not drawn."""
-
-WINDOWS = (2, 3, 4, 6)
-"""Sides of the windows that `adapt` chooses from, in pixels; n holds a magnification of n - 3/4."""
-
-COVER_MARGIN = 0.2
-"""Target pixels by which the squares of neighbouring points overlap on each side."""
+from recapture_jax.geometry.projection import MIN_DEPTH, displaced
+from recapture_jax.geometry.windows import Points, View
 
 MAX_STEP = 0.1
 """A step of depth to the next pixel over this share of it is an edge, not a slope."""
@@ -55,19 +52,20 @@ MIN_MAGNIFICATION = 0.1
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SplatResult:
     """A splatted view (a pytree).
 
     Attributes:
         colors: `[H, W, C]` kernel-weighted mean colour, 0 in holes.
-        depth: `[H, W]` kernel-weighted mean depth in the target camera, 0 in holes.
+        depth: `[H, W]` kernel-weighted mean depth in the target camera, 0 in holes; None if not
+            asked for.
         weight: `[H, W]` sum of kernels.
         mask: `[H, W]` bool, True where a point was drawn.
     """
 
     colors: jax.Array
-    depth: jax.Array
+    depth: jax.Array | None
     weight: jax.Array
     mask: jax.Array
 
@@ -80,9 +78,11 @@ def splat(
     target_intrinsics: jax.Array,
     source_from_target: jax.Array,
     *,
+    torn: jax.Array | None = None,
     taps: int = 2,
     tau: float = 0.02,
     adapt: bool = False,
+    with_depth: bool = True,
     height: int | None = None,
     width: int | None = None,
 ) -> SplatResult:
@@ -94,133 +94,73 @@ def splat(
         valid: `[H, W]` bool, points to draw, or None for all.
         source_intrinsics: `[3, 3]` pixels; target_intrinsics: `[3, 3]` pixels.
         source_from_target: `[4, 4]` pose of the target camera in the source camera's frame.
+        torn: `[H, W]` bool, points that hide what lies behind them but have no colour, or None.
         taps: half the window; surfaces stay closed up to a magnification of 2 * taps - 1.
         tau: relative depth within which points of one pixel are one surface.
-        adapt: loop over the smallest window that holds every kernel of this frame, instead of
-            2 * taps always: the same result sooner. Under vmap all windows would be computed.
+        adapt: tile by tile, loop over the smallest window that holds every kernel, instead of
+            2 * taps always: the same result sooner. Under vmap the tiles of all frames wait for
+            the largest window among them, so map over frames instead.
+        with_depth: also average the depth; without it the result's is None.
         height: of the target, the source's by default; likewise width.
 
     Returns:
         A SplatResult of the target's size.
     """
-    channels = colors.shape[-1]
     height = colors.shape[0] if height is None else height
     width = colors.shape[1] if width is None else width
-
+    view = View(height, width, taps, None if adapt else 2 * taps)
     drawn = jnp.isfinite(depth) & (depth > 0)
     if valid is not None:
         drawn &= valid
+    cameras = (source_intrinsics, target_intrinsics, pose.inverse(source_from_target))
+    points = _seen_from(view, colors, depth, drawn, cameras, with_depth)
+    limit = windows.nearest(view, points) * (1 + tau)
+    if torn is not None:
+        points = dataclasses.replace(points, x=jnp.where(torn, view.away, points.x))
+    total = windows.weighted_sum(view, points, limit).reshape(height, width, -1)
+
+    weight = total[..., -1]
+    mask = weight > 0
+    mean = total[..., :-1] / jnp.where(mask, weight, 1.0)[..., None]
+    seen_depth = mean[..., -1] if with_depth else None
+    return SplatResult(mean[..., : colors.shape[-1]], seen_depth, weight, mask)
+
+
+def _seen_from(view: View, colors, depth, drawn, cameras, with_depth: bool) -> Points:
+    """Every source pixel in the target; cameras: both intrinsics and target_from_source."""
+    source, target, _ = cameras
     safe_depth = jnp.where(drawn, depth, 1.0)
-    target_from_source = pose.inverse(source_from_target)
-    pixels, z = reproject(safe_depth, source_intrinsics, target_intrinsics, target_from_source)
+    u, v, z = displaced(safe_depth, *cameras)
     drawn &= z > MIN_DEPTH
     magnification = safe_depth / jnp.where(z > MIN_DEPTH, z, 1.0)
-
-    magnified = [target_intrinsics[i, i] / source_intrinsics[i, i] * magnification for i in (0, 1)]
-    reach = [jnp.clip((m + 0.75) / 2, 1.0, float(taps)).reshape(-1) for m in magnified]
-    cover = [jnp.maximum(m, 1.0).reshape(-1) / 2 + COVER_MARGIN for m in magnified]
-    # In index coordinates pixel j has its centre at j. The clip keeps far points in int32 range.
-    x = jnp.clip(pixels[..., 0].reshape(-1) - 0.5, -2.0 * taps, width + 2.0 * taps)
-    y = jnp.clip(pixels[..., 1].reshape(-1) - 0.5, -2.0 * taps, height + 2.0 * taps)
-    # Taps outside the image or with a negligible kernel get an index past the canvas, which the
-    # scatters drop (on CPUs quicker than one shared dump cell, whose additions wait in line).
-    outside = height * width
+    growth = jnp.stack([target[i, i] / source[i, i] for i in (0, 1)])
+    # The clip keeps far points in int32 range.
+    x, y = (
+        jnp.where(drawn, jnp.clip(position - 0.5, view.away, length - view.away), view.away)
+        for position, length in ((u, view.width), (v, view.height))
+    )
     recedes = sum(
-        step * 2 * r.reshape(step.shape) / jnp.maximum(m, MIN_MAGNIFICATION)
-        for step, r, m in zip(_steps(z, drawn), reach, magnified, strict=True)
+        step * 2 * windows.reach(grown, view.taps) / jnp.maximum(grown, MIN_MAGNIFICATION)
+        for step, grown in zip(
+            _steps(z, drawn), [growth[i] * magnification for i in (0, 1)], strict=True
+        )
     )
-    drawn, z = drawn.reshape(-1), z.reshape(-1)
-    z_fixed = jax.lax.stop_gradient(z)
-    front = z_fixed - jax.lax.stop_gradient(recedes.reshape(-1))
-    # Depth is summed apart from the colours so that a caller who ignores it does not pay for it.
-    payload = jnp.concatenate([colors.reshape(-1, channels), jnp.ones_like(z)[:, None]], axis=-1)
-    # Colours of points that are not drawn may be nan; a nan would also spoil the gradients.
-    payload = jnp.where(drawn[:, None], payload, 0.0)
-
-    def draw(side: int) -> tuple[jax.Array, jax.Array]:
-        """Both passes over windows of side x side pixels: sums `[H * W, C + 1]`, `[H * W]`."""
-        steps = jnp.arange(side, dtype=x.dtype) - (side - 1) // 2
-
-        def along(position, reach, cover, length):
-            """First cell `[N]`; kernels `[side, N]`, 0 outside the image; those of covered cells."""
-            first = jnp.floor(position + 0.5 * (side % 2))
-            cell = first[None] + steps[:, None]
-            apart = jnp.abs(cell - position[None])
-            kernel = jnp.maximum(0.0, 1.0 - apart / reach[None])
-            kernel = jnp.where(drawn[None] & (cell >= 0) & (cell < length), kernel, 0.0)
-            return first.astype(jnp.int32), kernel, jnp.where(apart <= cover[None], kernel, 0.0)
-
-        left, across, across_covered = along(x, reach[0], cover[0], width)
-        top, down, down_covered = along(y, reach[1], cover[1], height)
-        corner = top * width + left
-        columns = steps.astype(jnp.int32)
-        rows = columns * width
-
-        def over_window(body, carry, across, down):
-            """Folds `body(carry, cell, kernel)` over the taps."""
-
-            def over_row(carry, row):
-                def over_column(carry, column):
-                    kernel = row[0] * column[0]
-                    cell = corner + (row[1] + column[1])
-                    return body(carry, jnp.where(kernel > MIN_KERNEL, cell, outside), kernel), None
-
-                return jax.lax.scan(over_column, carry, (across, columns))[0], None
-
-            return jax.lax.scan(over_row, carry, (down, rows))[0]
-
-        def keep_nearest(z_min, cell, _):
-            return z_min.at[cell].min(z_fixed, mode="drop")
-
-        def accumulate(totals, cell, kernel):
-            total, total_depth = totals
-            in_front = front <= limit.at[cell].get(mode="fill", fill_value=0.0)
-            # The barrier keeps the compiler from doing this arithmetic once per channel in the
-            # scalar loop of a CPU's scatter.
-            cell, kernel = jax.lax.optimization_barrier(
-                (jnp.where(in_front, cell, outside), kernel)
-            )
-            total = total.at[cell].add(payload * kernel[:, None], mode="drop")
-            return total, total_depth.at[cell].add(z * kernel, mode="drop")
-
-        empty = jnp.full((outside,), jnp.inf, z.dtype)
-        limit = over_window(keep_nearest, empty, across_covered, down_covered) * (1 + tau)
-        empty = (jnp.zeros((outside, channels + 1), payload.dtype), jnp.zeros((outside,), z.dtype))
-        return over_window(accumulate, empty, across, down)
-
-    if adapt:
-        sides = [side for side in WINDOWS if side < 2 * taps] + [2 * taps]
-        seen = drawn & (x > -taps) & (x < width - 1 + taps) & (y > -taps) & (y < height - 1 + taps)
-        widest = jnp.where(seen, jnp.maximum(*reach), 1.0).max()
-        enough = (jnp.asarray(sides[:-1]) < 2 * widest).sum()
-        draws = [functools.partial(draw, side) for side in sides]
-        total, total_depth = jax.lax.switch(enough, draws)
-    else:
-        total, total_depth = draw(2 * taps)
-
-    weight = total[:, -1]
-    mask = weight > 0
-    divisor = jnp.where(mask, weight, 1.0)
-    return SplatResult(
-        colors=(total[:, :-1] / divisor[:, None]).reshape(height, width, channels),
-        depth=(total_depth / divisor).reshape(height, width),
-        weight=weight.reshape(height, width),
-        mask=mask.reshape(height, width),
-    )
+    front = jax.lax.stop_gradient(z - recedes)
+    values = jnp.concatenate([colors, z[..., None]], axis=-1) if with_depth else colors
+    return Points(x, y, z, front, magnification, values, growth)
 
 
 def _steps(z: jax.Array, drawn: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Step of z `[H, W]` to the next pixel of its surface, along x and along y."""
+    # A border and gaps so far away that any step to them is an edge. Padded once and sliced: a
+    # shift inside the arithmetic is what a CPU is slow at.
+    far = 0.5 * jnp.finfo(z.dtype).max
+    z = jnp.pad(jnp.where(drawn, z, far), 1, constant_values=far)
+    middle = z[1:-1, 1:-1]
     steps = []
-    for axis in (1, 0):
-        step = jnp.abs(jnp.diff(jnp.where(drawn, z, jnp.nan), axis=axis))
-        step = jnp.where(jnp.isnan(step), jnp.inf, step)
-        ahead, behind = (
-            jnp.pad(step, [side if i == axis else (0, 0) for i in (0, 1)], constant_values=jnp.inf)
-            for side in ((0, 1), (1, 0))
-        )
-        step = jnp.minimum(ahead, behind)
-        steps.append(jnp.where(step > MAX_STEP * z, 0.0, step))
+    for behind, ahead in ((z[1:-1, :-2], z[1:-1, 2:]), (z[:-2, 1:-1], z[2:, 1:-1])):
+        step = jnp.minimum(jnp.abs(middle - behind), jnp.abs(middle - ahead))
+        steps.append(jnp.where(step > MAX_STEP * middle, 0.0, step))
     return tuple(steps)
 
 
@@ -246,10 +186,10 @@ def render_anchor(
         trajectory: T cameras relative to the source camera of the same frame.
         valid: `[T, H, W]` bool, pixels that may be drawn, or None for all.
         taps: half the largest window: surfaces stay closed up to a magnification of 2 * taps - 1.
-            Each frame takes the smallest window that holds its kernels, so it costs no time.
+            Each tile takes the smallest window that holds its kernels, so it costs no time.
         tau: see `splat`.
-        tearing_threshold: drop points on depth steps that the target would see torn apart
-            (`masks.torn_in_view`); None draws every point.
+        tearing_threshold: take no colour from points on depth steps that the target would see torn
+            apart (`masks.torn_in_view`), though they still hide what is behind; None: from all.
         height: of the target, the source's by default; likewise width.
 
     Returns:
@@ -288,17 +228,20 @@ def _render_views(views, tau, tearing_threshold, *, taps, height, width):
         keep = jnp.isfinite(depth) & (depth > 0)
         if valid is not None:
             keep &= valid
+        torn = None
         if tearing_threshold is not None:
             safe_depth = jnp.where(keep, depth, 1.0)
-            keep &= ~torn_in_view(safe_depth, *cameras, tearing_threshold, valid=keep)
+            torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=keep)
         result = splat(
             colors,
             depth,
             keep,
             *cameras,
+            torn=torn,
             taps=taps,
             tau=tau,
             adapt=True,
+            with_depth=False,
             height=height,
             width=width,
         )

@@ -14,6 +14,7 @@ def splat_reference(
     target_intrinsics: np.ndarray,
     source_from_target: np.ndarray,
     *,
+    torn: np.ndarray | None = None,
     taps: int = 2,
     tau: float = 0.02,
     height: int | None = None,
@@ -47,7 +48,7 @@ def splat_reference(
         size = np.nanmin(sizes)
         return size if size <= 0.1 * depths[i, j] else 0.0
 
-    fragments: list[tuple[int, int, float, float, float, bool, np.ndarray]] = []
+    fragments: list[tuple[int, int, float, float, float, bool, np.ndarray | None]] = []
     for i in range(source_height):
         for j in range(source_width):
             z1 = float(depth[i, j])
@@ -73,7 +74,8 @@ def splat_reference(
                     kernel_x = max(0.0, 1 - abs(column + 0.5 - u) / radius_x)
                     kernel_y = max(0.0, 1 - abs(row + 0.5 - v) / radius_y)
                     if kernel_x * kernel_y > 1e-3:
-                        color = np.asarray(colors[i, j], np.float64)
+                        hidden = torn is not None and torn[i, j]
+                        color = None if hidden else np.asarray(colors[i, j], np.float64)
                         covers = abs(column + 0.5 - u) <= max(grown_x, 1) / 2 + 0.2
                         covers &= abs(row + 0.5 - v) <= max(grown_y, 1) / 2 + 0.2
                         weight_here = kernel_x * kernel_y
@@ -86,7 +88,7 @@ def splat_reference(
     color_sum = np.zeros((height, width, channels))
     depth_sum, weight = np.zeros((height, width)), np.zeros((height, width))
     for row, column, kernel, z, front, _, color in fragments:
-        if front <= nearest[row, column] * (1 + tau):
+        if color is not None and front <= nearest[row, column] * (1 + tau):
             color_sum[row, column] += kernel * color
             depth_sum[row, column] += kernel * z
             weight[row, column] += kernel

@@ -11,8 +11,9 @@ import numpy as np
 
 from recapture_jax.camera import moves, trajectory
 from recapture_jax.camera import path as camera_path
-from recapture_jax.camera.formats import read_path
+from recapture_jax.camera.formats import read_as
 from recapture_jax.camera.pinhole import intrinsics_from_fov
+from recapture_jax.camera.timing import source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.errors import InputError
@@ -50,44 +51,53 @@ def source_intrinsics(clip: Clip, vertical_fov: float) -> np.ndarray:
 
 
 def plan_trajectory(
-    config, clip: Clip, depth: DepthMap, start: int = 0, stride: int = 1
+    config,
+    clip: Clip,
+    depth: DepthMap,
+    start: int = 0,
+    stride: int = 1,
+    num_source_frames: int | None = None,
+    own: np.ndarray | None = None,
 ) -> Trajectory:
     """The cameras of the `camera` group, relative to the source camera of each frame.
 
     Args:
-      config: the `camera` group.
-      clip: source; its frame t is frame `start + stride * t` of the file of source poses.
+      config: the `camera` group; its `time` says which source frame each frame of `clip` shows.
+      clip: what is filmed, in that time.
       depth: of the clip.
-      start, stride: of the `video` group.
+      start, stride: of the `video` group; source frame n is frame `start + stride * n` of the file
+        of source poses.
+      num_source_frames: of the clip as it was read; None: those of `clip`.
+      own: `world_from_source` of the source frames, in depth units, where they came with the depth;
+        `config.poses` goes before.
 
     Raises:
       InputError: for a bad camera file, or moves or poses that do not fit the clip.
     """
-    pivot = config.pivot_depth or trajectory.pivot_depth_from_depth(jnp.asarray(depth.depth[0]))
+    pivot = config.pivot_depth or trajectory.pivot_depth_from_depth(
+        np.where(depth.surfaces[0], depth.depth[0], np.inf)
+    )
     intrinsics = source_intrinsics(clip, config.vertical_fov)
     count, kind = clip.num_frames, depth.kind
+    sources = num_source_frames or count
+    shown = source_frames(config.time or "play", sources)
+    source = read_as(config.poses, config.poses_format)[1] if config.poses else None
+    if source is not None:
+        scale = config.poses_scale or None
+        own = camera_path.source_poses(source, sources, start, stride, depth_kind=kind, scale=scale)
     if config.path:
+        path, scale = read_as(config.path, config.path_format, count)[1], config.path_scale
+        if config.path_world == "poses":
+            first = camera_path.select(source, 1, start + stride * int(shown[0]))
+            path, scale = camera_path.relative_to(path, first), config.poses_scale
         film = camera_path.to_trajectory(
-            read_path(config.path, config.path_format or None),
-            count,
-            intrinsics,
-            float(pivot),
-            depth_kind=kind,
-            scale=config.path_scale or None,
+            path, count, intrinsics, float(pivot), depth_kind=kind, scale=scale or None
         )
     else:
         film = moves.build_trajectory(config.moves, count, intrinsics, float(pivot))
-    if not config.poses:
+    if own is None and config.mode == "relative":
         return film
-    own = camera_path.source_poses(
-        read_path(config.poses, config.poses_format or None),
-        count,
-        start,
-        stride,
-        depth_kind=kind,
-        scale=config.poses_scale or None,
-    )
-    poses = trajectory.relative_poses(film, config.mode, own, config.stabilise)
+    poses = trajectory.relative_poses(film, config.mode, own, config.stabilise, shown)
     return trajectory.with_poses(film, poses)
 
 

@@ -36,6 +36,21 @@ class Audio:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """The file or folder that a clip was taken from.
+
+    Attributes:
+      num_frames: in all of it, at its rate.
+      size: (height, width) of its frames in pixels, upright.
+      focal_35mm: focal length of its lens in 35 mm equivalents, millimetres, if it says.
+    """
+
+    num_frames: int
+    size: tuple[int, int]
+    focal_35mm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """Frames at a constant rate and what is known about how they were filmed.
 
@@ -45,6 +60,7 @@ class Clip:
       audio: sound over the same time span, or None.
       intrinsics: [3, 3] float32 pixels of `frames`, or None when unknown.
       source_poses: [T, 4, 4] float32 world_from_camera, or None when unknown.
+      origin: where it was read from, or None.
 
     Raises:
       InputError: frames are not [T, H, W, 3], or fps is not a positive number.
@@ -55,6 +71,7 @@ class Clip:
     audio: Audio | None = None
     intrinsics: Any = None
     source_poses: Any = None
+    origin: Origin | None = None
 
     def __post_init__(self):
         shape = tuple(self.frames.shape)
@@ -79,6 +96,20 @@ class Clip:
     def duration(self) -> float:
         """Seconds, counting the time the last frame is shown."""
         return float(self.num_frames / self.rate)
+
+    def shown(self, frames: np.ndarray) -> "Clip":
+        """The clip with frame `frames[t]` of it as frame t; without sound, which would not fit.
+
+        Args:
+          frames: `[N]` indices. All of them once and in order leave the clip as it is.
+        """
+        if np.array_equal(frames, np.arange(self.num_frames)):
+            return self
+        per_frame = {name: getattr(self, name) for name in ("frames", "source_poses")}
+        if self.intrinsics is not None and np.ndim(self.intrinsics) == 3:
+            per_frame["intrinsics"] = self.intrinsics
+        taken = {k: np.asarray(v)[frames] for k, v in per_frame.items() if v is not None}
+        return dataclasses.replace(self, audio=None, **taken)
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:

@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 
 from recapture_jax.errors import InputError
+from recapture_jax.video import metadata
 from recapture_jax.video.clip import Audio, exact_rate
 from recapture_jax.video.resize import as_float, resample
 
@@ -33,11 +34,13 @@ class Probe:
       fps: the file's own constant rate, or the typical rate when its frames vary.
       num_frames: frames at `fps` over the file's duration.
       size: (height, width) as displayed: upright and with square pixels.
+      focal_35mm: focal length in 35 mm equivalents, millimetres, if its tags say.
     """
 
     fps: Fraction
     num_frames: int
     size: tuple[int, int]
+    focal_35mm: float | None = None
 
 
 @contextlib.contextmanager
@@ -81,6 +84,7 @@ def probe(path, fps: Fraction | None = None) -> Probe:
                 last = duration if time >= max(times) else last
         declared, name = container.duration, container.format.name
         average = stream.average_rate
+        focal = metadata.from_tags(stream.metadata, container.metadata)
     if not times:
         raise InputError(f"{path} holds no video frames; expected at least 2")
     _check_complete(path, name, declared, end - min(0, *times), average)
@@ -96,7 +100,7 @@ def probe(path, fps: Fraction | None = None) -> Probe:
             raise InputError(f"{path} holds no frame that can be decoded; convert it again")
         height, width = frame.height, max(1, round(frame.width * _pixel_aspect(stream)))
         size = (width, height) if _orientation(frame)[0] else (height, width)
-    return Probe(own, ticks, size)
+    return Probe(own, ticks, size, focal)
 
 
 def frames_at(

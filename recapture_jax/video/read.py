@@ -11,8 +11,8 @@ from fractions import Fraction
 import numpy as np
 
 from recapture_jax.errors import InputError
-from recapture_jax.video import decode
-from recapture_jax.video.clip import Clip, exact_rate
+from recapture_jax.video import decode, metadata
+from recapture_jax.video.clip import Clip, Origin, exact_rate
 from recapture_jax.video.resize import Fit, apply_fit, as_float, cover
 
 MAX_BYTES = 8 << 30  # refuse before the machine starts to swap
@@ -103,7 +103,8 @@ def read_clip(
         )
     clip_rate = source.rate / stride
     audio = source.audio(start / source.rate, done / clip_rate) if with_audio else None
-    return Clip(frames[:done], float(clip_rate), audio)
+    origin = Origin(source.total, source.size, source.focal_35mm)
+    return Clip(frames[:done], float(clip_rate), audio, origin=origin)
 
 
 def _choose(path, total: int, num_frames: int | None, start: int, stride: int) -> range:
@@ -139,13 +140,14 @@ class _File:
     rate: Fraction
     total: int
     size: tuple[int, int]
+    focal_35mm: float | None
 
     @classmethod
     def open(cls, path: pathlib.Path, rate: Fraction | None) -> "_File":
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes); copy or export the video again")
         found = decode.probe(path, rate)
-        return cls(path, found.fps, found.num_frames, found.size)
+        return cls(path, found.fps, found.num_frames, found.size, found.focal_35mm)
 
     def frames(self, indices: range, shrink) -> Iterator[np.ndarray]:
         return decode.frames_at(self.path, self.rate, indices, self.total, shrink)
@@ -159,6 +161,7 @@ class _Folder:
     paths: tuple[pathlib.Path, ...]
     rate: Fraction
     size: tuple[int, int]
+    focal_35mm: float | None
 
     @classmethod
     def open(cls, path: pathlib.Path, rate: Fraction) -> "_Folder":
@@ -168,7 +171,8 @@ class _Folder:
         if not paths:
             raise InputError(f"{path} is a folder without images; expected PNG or JPEG frames")
         paths.sort(key=lambda p: [(int(t), "") if t.isdecimal() else (0, t) for t in _split(p)])
-        return cls(tuple(paths), rate, _read_image(paths[0]).shape[:2])
+        size = _read_image(paths[0]).shape[:2]
+        return cls(tuple(paths), rate, size, metadata.from_image(paths[0]))
 
     @property
     def total(self) -> int:

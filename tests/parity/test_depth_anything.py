@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from recapture_jax.depth import networks
+from recapture_jax.depth import networks, sky
 from recapture_jax.depth.depth_anything import DepthAnything
 from recapture_jax.models import resize
 from recapture_jax.models.depth_anything import DepthAnythingConfig, DepthAnythingNet
@@ -225,7 +225,10 @@ def test_estimator_is_the_authors_pipeline(hub, cfg):
     depth = estimator(frames)
     assert (depth.kind, depth.depth.shape) == (cfg.kind, (5, 40, 64))
     if cfg.kind == "relative":
-        share = (values - values.min()) / (values.max() - values.min())
-        values = 1 / (1 / 8 + (1 / 2 - 1 / 8) * share)
-        assert depth.depth.min() == pytest.approx(2) and depth.depth.max() == pytest.approx(8)
-    assert rel_error(depth.depth, values) < TOLERANCE
+        ground = ~sky.areas(values <= 0)  # areas of 0 are sky and no end of the disparity
+        np.testing.assert_array_equal(depth.surfaces, ground)
+        low, high = values[ground].min(), values[ground].max()
+        values = 1 / (1 / 8 + (1 / 2 - 1 / 8) * (values - low) / (high - low))
+        found = depth.depth[ground]
+        assert found.min() == pytest.approx(2) and found.max() == pytest.approx(8)
+    assert rel_error(depth.depth[depth.surfaces], values[depth.surfaces]) < TOLERANCE

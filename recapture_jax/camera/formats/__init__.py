@@ -32,7 +32,17 @@ from recapture_jax.camera.formats.nerfstudio import nerfstudio_camera_path
 from recapture_jax.camera.path import PosePath
 from recapture_jax.errors import InputError
 
-__all__ = ["FORMATS", "detect", "nerfstudio_camera_path", "read_path", "write_path"]
+__all__ = [
+    "FORMATS",
+    "detect",
+    "nerfstudio_camera_path",
+    "parse_format",
+    "read_as",
+    "read_path",
+    "write_path",
+]
+
+_SPECS = ("recammaster camera=cam03", "npz convention=w2c", "viewcrafter elevation=10")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,52 @@ def read_path(path: str | Path, format: str | None = None, **options) -> PosePat
     name = detect(path) if format is None else _known(format)
     options = _options(name, FORMATS[name].read_options, options)
     return FORMATS[name].read(path, **options)
+
+
+def read_as(path: str | Path, spec: str = "", num_frames: int | None = None):
+    """A camera path for a clip, its format in words: `(format, PosePath)`.
+
+    Args:
+        path: as in `read_path`.
+        spec: as in `parse_format`.
+        num_frames: of the clip, for formats that are spread over one; the others keep their poses.
+
+    Raises:
+        InputError: as `read_path` and `parse_format`.
+    """
+    path = Path(path).expanduser()
+    name, options = parse_format(spec)
+    if name is None and path.exists():
+        name = detect(path)
+    if name in FORMATS and "num_frames" in FORMATS[name].read_options:
+        options["num_frames"] = num_frames
+    return name, read_path(path, name, **options)
+
+
+def parse_format(spec: str) -> tuple[str | None, dict[str, str | float]]:
+    """Format (None: to be told from the content) and options of "[format] [option=value ...]".
+
+    Such as "recammaster camera=cam03", "npz convention=w2c" or "viewcrafter elevation=10".
+
+    Raises:
+        InputError: for a format or an option that there is not, or a value that is no number.
+    """
+    words = spec.split()
+    name = _known(words.pop(0)) if words and "=" not in words[0] else None
+    allowed = {o for f in FORMATS.values() for o in f.read_options} - {"num_frames"}
+    options = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in allowed or not value:
+            raise InputError(
+                f"cannot read {word!r} in the format {spec!r}: expected {' or '.join(_SPECS)}"
+            )
+        options[key] = (
+            parsing.numbers([value], f"format {spec!r}", [key])[0]
+            if (key == "elevation")
+            else value
+        )
+    return name, options
 
 
 def write_path(

@@ -62,6 +62,20 @@ def read(path: Path, convention: str | None = None) -> PosePath:
     )
 
 
+def read_intrinsics(path: Path) -> np.ndarray:
+    """`[T, 3, 3]` pixels from ViPE's npz of intrinsics: inds, and data, fx fy cx cy or matrices.
+
+    Raises:
+        InputError: for another file.
+    """
+    arrays = _load(path)
+    if "data" not in arrays or not arrays["data"].ndim:
+        listed = ", ".join(sorted(arrays)[:8]) or "nothing"
+        raise InputError(f"{path} holds {listed}: expected the intrinsics of ViPE, inds and data")
+    data = arrays["data"]
+    return _intrinsics(path, {"intrinsics": data}, len(data))
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         # Opened here: numpy leaves a broken archive open.
@@ -83,7 +97,8 @@ def _pose_key(path: Path, arrays: dict, convention: str | None) -> tuple[str, bo
         found = [name for name in found if name not in ("intrinsics", "K")]
     if len(found) != 1:
         listed = ", ".join(sorted(arrays)[:8]) or "nothing"
-        hint = "give the convention, c2w or w2c" if not found else "keep one of them"
+        hint = "or give the convention, c2w or w2c, as in the format 'npz convention=c2w'"
+        hint = hint if not found else "keep one of them"
         raise InputError(
             f"{path} holds {listed}: expected one array of poses called "
             f"{', '.join(_FORWARD[:2] + _BACKWARD[:1])}; {hint}"

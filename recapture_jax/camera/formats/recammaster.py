@@ -61,7 +61,10 @@ def _choose(path: Path, names: list[str], camera: str | None) -> str:
     if camera is None:
         if len(names) == 1:
             return names[0]
-        raise InputError(f"{path} holds the cameras {listed}: expected one to be named, camera=...")
+        raise InputError(
+            f"{path} holds the cameras {listed}: expected one to be chosen, as in the format "
+            f"'recammaster camera={names[0] if names else 'cam01'}'"
+        )
     camera = str(camera)
     name = f"cam{int(camera):02d}" if camera.isdigit() else camera
     if name not in names:

@@ -182,9 +182,12 @@ def write(path: PosePath, file: Path, tool: str, elevation: float = ELEVATION) -
     again = spherical(tool, **values, elevation=elevation)
     error = np.abs(again - path.world_from_camera).max(axis=(1, 2))
     if error.max() > 1e-4:
+        about = "the pivot"
+        if DIALECTS[tool].elevated:
+            about += f" along circles {elevation:g} degrees above it (its elevation; 0: level)"
         raise InputError(
-            f"{file} cannot be written: frame {int(error.argmax())} of {path.name} does not look at "
-            f"the pivot, as all cameras of {tool} do"
+            f"{file} cannot be written: frame {int(error.argmax())} of {path.name} is none of the "
+            f"cameras of {tool}, which all go about {about}, looking at it"
         )
     sequences = [_short(values[name]) for name in DIALECTS[tool].order]
     if DIALECTS[tool].elevated and max(map(len, sequences)) > _MOST:

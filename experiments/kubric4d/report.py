@@ -1,0 +1,125 @@
+"""The tables of a run: means over scenes with 95 % intervals, and paired differences of rows."""
+
+import collections
+
+import numpy as np
+
+from experiments.kubric4d.rows import BEFORE, CLASSICAL, LABELS, MODEL
+from recapture_jax.evaluation.images import AVERAGES, mean_over_frames
+from recapture_jax.evaluation.intervals import interval, text
+
+MEASURES = ("psnr_all", "ssim_all", "lpips_*_all", "psnr_occ", "ssim_occ", "lpips_*_occ")
+DIGITS = {"psnr": 2, "ssim": 3, "lpips": 3}
+Values = dict[str, dict[str, dict[str, float]]]
+
+
+def by_scene(records: list[dict], average: str) -> Values:
+    """{row: {measure: {scene: value}}}; a scene's value is the mean over its samples.
+
+    Args:
+        records: with per-frame "scores" and per-clip "flicker" and "seconds".
+        average: one of `AVERAGES`.
+    """
+    collected = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for record in records:
+        scores = {
+            name: [np.nan if v is None else v for v in values]
+            for name, values in record["scores"].items()
+        }
+        means = mean_over_frames(scores, AVERAGES[average])
+        means |= {name: record[name] for name in ("flicker", "seconds")}
+        for name, value in means.items():
+            collected[record["row"]][name].setdefault(record["scene"], []).append(value)
+    return {
+        row: {
+            name: {scene: _mean(values) for scene, values in scenes.items()}
+            for name, scenes in measures.items()
+        }
+        for row, measures in collected.items()
+    }
+
+
+def _mean(values: list[float]) -> float:
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def columns(values: Values) -> list[str]:
+    """The measures that were taken, in the order of the table."""
+    taken = {name for measures in values.values() for name in measures}
+    found = []
+    for wanted in MEASURES:
+        head, _, tail = wanted.partition("*")
+        found += [wanted] if wanted in taken else []
+        found += sorted(n for n in taken if tail and n.startswith(head) and n.endswith(tail))
+    return found
+
+
+def heading(measure: str) -> str:
+    """'PSNR all', 'LPIPS-vgg occ'."""
+    name, *network, region = measure.split("_")
+    return "-".join([name.upper(), *network]) + " " + region
+
+
+def table(records: list[dict], average: str) -> str:
+    """Markdown: a row per method, mean ± half-width of the 95 % interval over scenes."""
+    values = by_scene(records, average)
+    names = columns(values)
+    lines = [
+        "| row | " + " | ".join(heading(n) for n in names) + " | flicker | seconds |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for row in (*CLASSICAL, *MODEL):
+        if row in values:
+            cells = [_cell(values[row], n, DIGITS[n.split("_")[0]]) for n in names]
+            cells += [_cell(values[row], "flicker", 3), f"{_median(values[row]['seconds']):.1f}"]
+            lines.append(f"| {LABELS[row]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(measures, name: str, digits: int) -> str:
+    return text(interval(list(measures[name].values())), digits) if name in measures else "-"
+
+
+def _median(scenes: dict[str, float]) -> float:
+    return float(np.median(list(scenes.values())))  # the first scene's holds the compilation
+
+
+def differences(records: list[dict], average: str) -> str:
+    """Markdown: each component's row minus the row before it, paired by scene; '' without any.
+
+    An interval that excludes zero is bold.
+    """
+    values = by_scene(records, average)
+    names = columns(values)
+    lines = []
+    for row, before in BEFORE.items():
+        if row in values and before in values:
+            cells = []
+            for name in names:
+                new, old = (values[r].get(name, {}) for r in (row, before))
+                found = interval([new[s] - old[s] for s in sorted(new.keys() & old.keys())])
+                cell = text(found, DIGITS[name.split("_")[0]])
+                cells.append(f"**{cell}**" if found.excludes_zero else cell)
+            lines.append(f"| {LABELS[row]} against {LABELS[before]} | " + " | ".join(cells) + " |")
+    if not lines:
+        return ""
+    head = "| difference | " + " | ".join(heading(n) for n in names) + " |"
+    return "\n".join([head, "|---" * (len(names) + 1) + "|", *lines])
+
+
+def document(records: list[dict], settings: dict) -> str:
+    """All tables of a run, with what they were made from."""
+    scenes = len({r["scene"] for r in records})
+    height, width = settings["size"]
+    parts = [
+        f"{scenes} scenes, {width}x{height}, truth: {settings['truth']}, controls: "
+        f"{settings['controls']}. Mean over scenes ± half-width of the 95 % interval; occ: pixels "
+        "the source camera does not see; flicker: 1 is still; seconds: median of a clip.",
+    ]
+    for average in ("1-13", "0-13", "last"):
+        title = "last frame" if average == "last" else f"frames {average}"
+        parts += [f"## {title}", table(records, average)]
+        if found := differences(records, average):
+            parts += ["Each component, paired by scene; bold: the interval excludes zero.", found]
+    return "\n\n".join(parts) + "\n"

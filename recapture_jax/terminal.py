@@ -1,0 +1,72 @@
+"""How every command of the package ends: what it prints, one line for what it refuses, exit codes.
+
+Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted (run again to go on).
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from recapture_jax.errors import InputError
+
+
+def run(action: Callable[[], Any], example: str) -> None:
+    """Parses the flags, calls `action()`, prints what it returns, if anything, and exits.
+
+    Args:
+        action: raises InputError for bad input, anything else is a fault of ours.
+        example: a flag as it is meant, for the refusal of what is none.
+    """
+    app.run(lambda argv: _main(argv, action, example), flags_parser=_parse_flags)
+
+
+def _main(argv: list[str], action: Callable[[], Any], example: str) -> int:
+    if len(argv) > 1:
+        return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in {example}")
+    try:
+        result = action()
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" on the disk of {error.filename}" if error.filename else ""
+        print(
+            f"error: no space left{where}; free some and run again, finished stages are kept",
+            file=sys.stderr,
+        )
+        return 3
+    except KeyboardInterrupt:
+        print(
+            "interrupted; run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 130
+    if result is not None:
+        print(result)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with one line and our exit code for what it refuses."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # config_flags lets through whatever a configuration file raises
+        # ... and may put a whole traceback into the message, of which the last line counts.
+        message = (
+            str(error)
+            .rpartition("InputError: ")[2]
+            .strip()
+            .replace("\\n", " ")
+            .replace("\\", "")
+            .replace("'", "")
+        )
+        sys.exit(_refuse(f"{message} (in the command's flags)"))

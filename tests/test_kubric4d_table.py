@@ -1,0 +1,169 @@
+"""The rows and tables of the Kubric-4D protocol, and its command end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from kubric4d_miniature import MOVE, SMALL, miniature_sample, write_miniature
+
+from experiments.kubric4d import __main__ as command
+from experiments.kubric4d import controls, protocol, records, report, rig, rows
+from recapture_jax.config import default_config
+from recapture_jax.errors import InputError
+from recapture_jax.evaluation.images import psnr
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return miniature_sample()
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    return write_miniature(tmp_path_factory.mktemp("kubric"))
+
+
+def test_classical_rows(sample):
+    config = default_config()
+    config.anchor.tearing = 0.0
+    made = {name: make() for name, make in rows.classical(sample, config).items()}
+    assert tuple(made) == rows.CLASSICAL
+    raw = made["reprojection"] > 0
+    np.testing.assert_array_equal(made["filled"][raw], made["reprojection"][raw])
+    last = {n: psnr(f[-1], sample.truth[-1]) for n, f in made.items()}
+    assert last["filled"] > last["reprojection"] and last["inpainted"] > last["reprojection"]
+
+
+def test_inpainting_continues_a_ramp():
+    ramp = np.broadcast_to(np.linspace(0.2, 0.8, 24)[None, :, None], (1, 16, 24, 3))
+    known = np.ones((1, 16, 24), bool)
+    known[0, 5:11, 8:15] = False
+    frames = np.where(known[..., None], ramp, 0.9)
+    np.testing.assert_allclose(rows.inpaint(frames, known), ramp, atol=1e-3)
+
+
+def test_inputs_at_another_size(sample):
+    half = rows.at_size(sample, (32, 48))
+    assert half.source.shape == (14, 32, 48, 3) and half.depth.shape == (14, 32, 48)
+    np.testing.assert_allclose(half.intrinsics, rig.intrinsics((32, 48)), atol=1e-5)
+    assert np.abs(half.source.mean((0, 1, 2)) - sample.source.mean((0, 1, 2))).max() < 1e-2
+    assert np.isin(half.depth, sample.depth).all()  # nearest, never a blend
+
+
+def test_model_rows_add_one_component_each(sample, monkeypatch):
+    """What each row fits and samples with; LoRAs that rows share are fitted once."""
+    fits, samples = [], []
+    monkeypatch.setattr(rows.tune_stage, "source_data", lambda *_: "clip")
+    monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda m, anchor, *_: anchor.mask.mean())
+
+    def fit(self, trained, data, frozen, **_):
+        fits.append((trained, data, dict(frozen)))
+        return {trained[0]: f"lora {len(fits)}"}, {}
+
+    def generate(model, anchor, loras, config, seed):
+        samples.append((loras, config.sdedit_sigma))
+        return np.full((*anchor.frames.shape[:3], 3), 0.5, np.float32)
+
+    monkeypatch.setattr(rows.tune_stage.Tuner, "fit", fit)
+    monkeypatch.setattr(rows.generate_stage, "generate", generate)
+    config = default_config("smoke")
+    config.generate.sdedit_sigma = 0.7
+    model_rows = rows.ModelRows(None, config, sample, SMALL)
+    for row in rows.MODEL:
+        assert model_rows.frames(row).shape == (14, *SMALL, 3)
+    mask = model_rows.anchor().mask.mean()
+    assert mask < 1
+    assert fits == [
+        (("temporal",), {"anchor": 1.0}, {}),
+        (("temporal",), {"anchor": mask}, {}),
+        (("spatial",), {"source": "clip"}, {}),
+        (("temporal",), {"anchor": mask}, {"spatial": "lora 3"}),
+    ]
+    both = {"spatial": "lora 3", "temporal": "lora 4"}
+    assert samples == [
+        ({}, 0.0),
+        ({"temporal": "lora 1"}, 0.0),
+        ({"temporal": "lora 2"}, 0.0),
+        (both, 0.0),
+        (both, 0.7),
+    ]
+    assert config.generate.sdedit_sigma == 0.7  # the configuration itself is left alone
+
+
+def test_records_survive_a_kill_and_refuse_other_settings(tmp_path):
+    found = records.Records(tmp_path, {"size": [1, 2]})
+    entry = {"scene": "a", "sample": "s", "row": "source", "scores": {"x": [float("nan"), 1.0]}}
+    found.add(entry)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"scene": "a", "sam')  # killed here
+    again = records.Records(tmp_path, {"size": [1, 2]})
+    assert again.has("a", "s", "source") and not again.has("a", "s", "full")
+    again.add(entry | {"row": "full"})
+    lines = records.Records(tmp_path, {"size": [1, 2]}).lines
+    assert [r["row"] for r in lines] == ["source", "full"]
+    assert lines[0]["scores"] == {"x": [None, 1.0]}
+    with pytest.raises(InputError, match="another size: choose another --out"):
+        records.Records(tmp_path, {"size": [1, 3]})
+
+
+def entries(row, values, occ=None):
+    return [
+        {
+            "scene": f"scn{i}",
+            "sample": "sample_00",
+            "row": row,
+            "scores": {"psnr_all": [90.0, v, v + 1], "psnr_occ": [None, occ, occ]},
+            "flicker": 0.9,
+            "seconds": 1.0,
+        }
+        for i, v in enumerate(values)
+    ]
+
+
+def test_tables_show_means_intervals_and_paired_differences():
+    lines = entries("vanilla", [10.0, 20.0, 30.0], 8.0)
+    lines += entries("temporal_unmasked", [11.0, 21.1, 30.9])
+    text = report.table(lines, "1-13")
+    assert text.splitlines()[0] == "| row | PSNR all | PSNR occ | flicker | seconds |"
+    cells = text.splitlines()[2].split(" | ")
+    assert cells[1] == "20.50 ± 24.84" and cells[2] == "8.00 ± 0.00"
+    assert text.splitlines()[3].split(" | ")[2] == "-"
+    assert "| 21.00 ± 24.84 |" in report.table(lines, "last")
+    difference = report.differences(lines, "1-13").splitlines()[2]
+    assert "| **1.00 ± 0.25** | - |" in difference
+    assert report.differences(entries("source", [1.0]), "last") == ""
+
+
+def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    options = ["--scenes=1", "--size=tiny", "--lpips=none", "--rows=source,filled"]
+    flags = command.parse([*options, f"--out={out}"])
+    text = command.run(flags)
+    assert text == (out / "table.md").read_text()
+    assert "source copied" in text and "## last frame" in text and "protocol-equivalent" in text
+    assert len((out / "records.jsonl").read_text().splitlines()) == 2
+    assert (out / "pictures" / "scn00000_sample_00" / "sheet.png").exists()
+    monkeypatch.setattr(protocol, "rendered_sample", None)  # nothing is made a second time
+    assert command.run(flags) == text
+    with pytest.raises(InputError, match="'fancy' is not known"):
+        command.run(command.parse(["--rows=fancy"]))
+    with pytest.raises(InputError, match="--lpips=resnet"):
+        command.run(command.parse(["--lpips=resnet"]))
+    with pytest.raises(SystemExit):
+        command.parse(["--scenes=0"])
+    assert "at least 1 scene" in capsys.readouterr().err
+
+
+def test_the_command_reads_the_real_layout(tmp_path, miniature, monkeypatch):
+    controls.write({"scn00003": {"sample_00": MOVE}}, tmp_path / "controls.json")
+    options = ["--scenes=1", "--size=tiny", "--lpips=none", "--rows=source", "--views=5"]
+    options += [f"--data={miniature}", f"--controls={tmp_path / 'controls.json'}"]
+    text = command.run(command.parse([*options, f"--out={tmp_path / 'out'}"]))
+    assert "points splatted as GCD does" in text and "our own" not in text
+    (line,) = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["scene"] == "scn00003" and record["truth"] == "splat"
+    assert record["scores"]["psnr_all"][0] > 50  # the source is a splat, too
+    short = command.parse([*options, "--scenes=2", f"--out={tmp_path / 'more'}"])
+    with pytest.raises(InputError, match="holds 1 scenes"):
+        command.run(short)
