@@ -67,7 +67,11 @@ def _runs(unknown: np.ndarray, axis: int) -> np.ndarray:
 
 
 def parallax_and_tears(
-    depth: np.ndarray, intrinsics: np.ndarray, path: Trajectory, tearing: float | None
+    depth: np.ndarray,
+    intrinsics: np.ndarray,
+    path: Trajectory,
+    tearing: float | None,
+    surfaces: np.ndarray | None = None,
 ) -> tuple[list[float], list[float]]:
     """How far near and far things part, and the share of points on torn depth, per frame.
 
@@ -76,20 +80,22 @@ def parallax_and_tears(
         intrinsics: `[3, 3]` or `[T, 3, 3]` of the source.
         path: the cameras.
         tearing: threshold of `masks.torn_in_view`; None: nothing is torn.
+        surfaces: `[T, H, W]` bool, what is not sky; None: all.
 
     Returns:
         Parallax in pixels: the largest distance between where a visible point lands and where it
         would land were it as far as the farthest point of its frame. Shares in [0, 1].
     """
     intrinsics = jnp.broadcast_to(jnp.asarray(intrinsics), (len(depth), 3, 3))
-    parts, torn = _measure(jnp.asarray(depth), intrinsics, path.cameras, tearing)
+    surfaces = jnp.ones(depth.shape, bool) if surfaces is None else jnp.asarray(surfaces)
+    parts, torn = _measure(jnp.asarray(depth), surfaces, intrinsics, path.cameras, tearing)
     return [float(p) for p in parts], [float(t) for t in torn]
 
 
 @jax.jit
-def _measure(depth, intrinsics, cameras, tearing):
+def _measure(depth, surfaces, intrinsics, cameras, tearing):
     def one(view):
-        depth, source, camera = view
+        depth, solid, source, camera = view
         views = (source, camera.intrinsics, pose.inverse(camera.world_from_camera))
         (seen, z), (far, far_z) = (reproject(d, *views) for d in (depth, depth * 0 + depth.max()))
         size = jnp.array(depth.shape[::-1]).reshape(1, 1, 2)
@@ -98,17 +104,20 @@ def _measure(depth, intrinsics, cameras, tearing):
         if tearing is None:
             return parallax, jnp.zeros(())
         cameras = (source, camera.intrinsics, camera.world_from_camera)
-        return parallax, masks.torn_in_view(depth, *cameras, tearing).mean()
+        return parallax, masks.torn_in_view(depth, *cameras, tearing, valid=solid).mean()
 
-    return jax.lax.map(one, (depth, intrinsics, cameras))
+    return jax.lax.map(one, (depth, surfaces, intrinsics, cameras))
 
 
 class HoleSearch:
     """Hole shares of camera paths over one clip, quickly at a small size or exactly."""
 
-    def __init__(self, config, depth: np.ndarray, intrinsics: np.ndarray):
-        """config: the `anchor` group; depth `[T, H, W]`; intrinsics `[3, 3]` or `[T, 3, 3]`."""
-        self.config = config
+    def __init__(self, config, depth: np.ndarray, intrinsics: np.ndarray, surfaces=None):
+        """config: the `anchor` group; depth `[T, H, W]`; intrinsics `[3, 3]` or `[T, 3, 3]`.
+
+        surfaces: `[T, H, W]` bool, what is not sky; None: all.
+        """
+        self.config, self.surfaces = config, surfaces
         self.depth, self.intrinsics = np.asarray(depth), np.asarray(intrinsics)
         size = self.depth.shape[1:]
         self.step = max(1, min(size) // _SIDE)
@@ -128,11 +137,13 @@ class HoleSearch:
         path = dataclasses.replace(path, cameras=jax.tree.map(lambda x: x[part], path.cameras))
         intrinsics = self.intrinsics if self.intrinsics.ndim == 2 else self.intrinsics[part]
         tearing = anchor_stage.tearing_threshold(self.config, self.depth.shape[1:])
-        return float(self._holes(self.depth[part], intrinsics, path, tearing)[0])
+        surfaces = None if self.surfaces is None else jnp.asarray(self.surfaces[part])
+        return float(self._holes(self.depth[part], intrinsics, path, tearing, surfaces)[0])
 
-    def _holes(self, depth, intrinsics, path, tearing) -> np.ndarray:
+    def _holes(self, depth, intrinsics, path, tearing, surfaces=None) -> np.ndarray:
         blank = jnp.zeros((*depth.shape, 1))
         settings = {"taps": self.config.taps, "tau": self.config.tau, "tearing_threshold": tearing}
+        settings["surfaces"] = surfaces
         _, known = render_anchor(blank, jnp.asarray(depth), intrinsics, path, **settings)
         return np.asarray(masks.hole_share(known))
 

@@ -50,7 +50,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         ""  # which source frame is seen when, as "freeze 6" (bullet time); camera/timing.py
     )
     camera.intrinsics = ""  # the source's lens: 'f', 'fx fy cx cy' (pixels of the video) or '60deg'
-    camera.vertical_fov = 0.0  # degrees; used where neither poses, depth nor metadata say; 0: 40
+    camera.vertical_fov = 0.0  # degrees; 0: as poses, depth folder or metadata say, else 40
     camera.pivot_depth = 0.0  # 0: median depth of the centre of frame 0
     camera.path = ""  # a camera file instead of moves; see `recapture_jax.camera.validate`
     camera.path_format = ""  # '': told from the content; or such as "recammaster camera=cam03"

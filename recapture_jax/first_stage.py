@@ -216,8 +216,7 @@ class FirstStage:
             stored = caching.load_arrays(self.cache.entry("anchor", self.anchor_key) / "anchor.npz")
             return Anchor(*(stored[n] for n in names), path)
         with self.stage("anchor"):
-            fov = self.config.camera.vertical_fov
-            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path, fov)
+            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path)
             with self.cache.writing("anchor", self.anchor_key) as folder:
                 caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
         return anchor

@@ -119,11 +119,13 @@ def _refuse_existing(folder: pathlib.Path, overwrite: bool) -> None:
 
 def _report(first: FirstStage, depth: DepthMap, anchor: Anchor, limit: float) -> dict:
     config, path = first.config, anchor.trajectory
-    intrinsics = anchor_stage.source_intrinsics(first.clip, config.camera.vertical_fov)
+    intrinsics = np.asarray(first.clip.intrinsics)
     holes = anchor_stage.hole_shares(anchor)
     tearing = anchor_stage.tearing_threshold(config.anchor, first.clip.size)
-    parallax, torn = advising.parallax_and_tears(depth.depth, intrinsics, path, tearing)
-    search = advising.HoleSearch(config.anchor, depth.depth, intrinsics)
+    parallax, torn = advising.parallax_and_tears(
+        depth.depth, intrinsics, path, tearing, depth.surfaces
+    )
+    search = advising.HoleSearch(config.anchor, depth.depth, intrinsics, depth.surfaces)
 
     def plan(sentence: str):
         camera = config.camera.copy_and_resolve_references()
@@ -175,7 +177,6 @@ def _words(report: dict) -> str:
             "the camera, seen from the source camera of the same frame, in pivot depths:",
             *report["camera"],
             f"time: {'; '.join(report['time'])}",
-            report["lens"],
             *_sky_words(report["depth"]["sky"]),
             f"unknown in each frame: {shares} %",
             f"largest hole: {hole} pixels across (frame {at})",

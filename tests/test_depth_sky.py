@@ -164,8 +164,24 @@ def filmed(stored, moves):
     frames = np.repeat(pattern(u, v)[None], T, 0)
     clip, depth = Clip(frames, 8.0, intrinsics=K), load(stored)
     path = build_trajectory(moves, T, K, 4.0)
-    found = anchor_stage.render(default_config().anchor, clip, depth, path, 0.0)
+    found = anchor_stage.render(default_config().anchor, clip, depth, path)
     return frames, depth.sky, found
+
+
+def test_an_outline_against_the_sky_is_not_torn(stored):
+    """A tower that stands before nothing but sky keeps its width when the camera moves sideways."""
+    v, u = np.mgrid[:H, :W] + 0.5
+    tower = (abs(u - W / 2) < 3) & (v > 4)
+    depth = sky.mark(
+        DepthMap(np.repeat(np.where(tower, 4.0, 1e4)[None], T, 0).astype(np.float32), "metric", ""),
+        np.repeat(~tower[None], T, 0),
+    )
+    frames = np.repeat(np.where(tower, 0.9, 0.1)[None, ..., None].repeat(3, -1), T, 0)
+    clip = Clip(frames.astype(np.float32), 8.0, intrinsics=K)
+    path = build_trajectory("truck right 0.2", T, K, 4.0)
+    found = anchor_stage.render(default_config().anchor, clip, depth, path)
+    row = found.frames[-1, H - 5, :, 0]
+    assert 5 <= (row[found.raw_mask[-1, H - 5]] > 0.5).sum() <= 7
 
 
 def test_static_is_the_identity(stored):

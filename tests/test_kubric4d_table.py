@@ -23,6 +23,18 @@ def miniature(tmp_path_factory):
     return write_miniature(tmp_path_factory.mktemp("kubric"))
 
 
+def test_the_anchor_knows_what_the_source_sees(sample):
+    config = default_config()
+    config.anchor.tearing = 0.0
+    anchor = rows.anchor_of(sample, config)
+    seen, hidden = ~sample.occluded & anchor.raw_mask, sample.occluded & anchor.raw_mask
+    assert hidden.sum() < 0.1 * sample.occluded.sum()  # nothing is known of what is hidden
+    assert (seen.sum(axis=(1, 2)) > 0.7 * (~sample.occluded).sum(axis=(1, 2))).all()
+    t = 6
+    visible = psnr(anchor.frames[t], sample.truth[t], seen[t])
+    assert visible > 5 + psnr(sample.source[t], sample.truth[t], seen[t])
+
+
 def test_classical_rows(sample):
     config = default_config()
     config.anchor.tearing = 0.0

@@ -54,7 +54,7 @@ def anchor_of(sample: Sample, config: ConfigDict) -> Anchor:
     """
     clip = Clip(sample.source, FPS, intrinsics=sample.intrinsics)
     depth = DepthMap(sample.depth, "metric", "recorded")
-    return anchor_stage.render(config.anchor, clip, depth, sample.trajectory(), 0.0)
+    return anchor_stage.render(config.anchor, clip, depth, sample.trajectory())
 
 
 def inpaint(frames: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -78,4 +78,4 @@ def ours(source: Source, path: Trajectory, **changes) -> anchor_stage.Anchor:
     depth = DepthMap(source.depth[None], "metric", "rendered")
     config = default_config().anchor
     config.update(changes)
-    return anchor_stage.render(config, clip, depth, path, 0.0)
+    return anchor_stage.render(config, clip, depth, path)

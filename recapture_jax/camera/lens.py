@@ -1,7 +1,7 @@
 """The lens of the source: its intrinsics from what is known of it, and in words where from.
 
-In this order: what the user gives, what comes with the poses or the depth, what the file's metadata
-says, a field of view, and a default. Which one it was is said (`Lens.said`), for a guessed focal
+In this order: what the user gives (intrinsics, or a field of view), what comes with the poses or the depth,
+what the file's metadata says, and a default. Which one it was is said (`Lens.said`), for a guessed focal
 length bends every camera move.
 """
 
@@ -54,25 +54,23 @@ def choose(
         InputError: as `parse` and `from_path`, or for an impossible field of view.
     """
     if given:
-        lens = Lens(parse(given, size), f"given ({given})")
-    elif known := [lens for p in paths if (lens := from_path(p[0], size, p[1])) is not None]:
-        lens = known[0]
-    elif focal_35mm is not None:
-        lens = Lens(
+        return Lens(parse(given, size), f"given ({given})")
+    if vertical_fov:
+        return Lens(_from_fov(vertical_fov, size), "from config.camera.vertical_fov")
+    for path, frames in paths:
+        lens = from_path(path, size, frames)
+        if lens is not None:
+            return lens
+    if focal_35mm is not None:
+        return Lens(
             from_focal_35mm(focal_35mm, size),
             f"from the video's metadata ({focal_35mm:g} mm equivalent)",
         )
-    elif vertical_fov:
-        return Lens(_from_fov(vertical_fov, size), "from config.camera.vertical_fov")
-    else:
-        return Lens(
-            _from_fov(DEFAULT_FOV, size),
-            "assumed, for neither poses nor metadata say; if you know it, give "
-            "--config.camera.intrinsics or vertical_fov",
-        )
-    if not vertical_fov:
-        return lens
-    return Lens(lens.intrinsics, f"{lens.said}; vertical_fov={vertical_fov:g} is not needed")
+    return Lens(
+        _from_fov(DEFAULT_FOV, size),
+        "assumed, for neither poses nor metadata say; if you know it, give "
+        "--config.camera.intrinsics or vertical_fov",
+    )
 
 
 def describe(lens: Lens, size: tuple[int, int]) -> str:

@@ -171,6 +171,7 @@ def render_anchor(
     trajectory: Trajectory,
     *,
     valid: jax.Array | None = None,
+    surfaces: jax.Array | None = None,
     taps: int = 4,
     tau: float = 0.02,
     tearing_threshold: float | None = 0.05,
@@ -185,6 +186,8 @@ def render_anchor(
         source_intrinsics: `[3, 3]` or `[T, 3, 3]`, pixels.
         trajectory: T cameras relative to the source camera of the same frame.
         valid: `[T, H, W]` bool, pixels that may be drawn, or None for all.
+        surfaces: `[T, H, W]` bool, pixels that are not sky, or None for all: an outline against the
+            sky is no smeared depth, and is not torn.
         taps: half the largest window: surfaces stay closed up to a magnification of 2 * taps - 1.
             Each tile takes the smallest window that holds its kernels, so it costs no time.
         tau: see `splat`.
@@ -205,7 +208,7 @@ def render_anchor(
             f"frames have shape {frames.shape}: expected [T, H, W, 3] with T = {num_frames}, the "
             "length of the trajectory"
         )
-    for name, value in (("depth", depth), ("valid", valid)):
+    for name, value in (("depth", depth), ("valid", valid), ("surfaces", surfaces)):
         if value is not None and value.shape != frames.shape[:3]:
             raise InputError(
                 f"{name} has shape {value.shape}: expected {frames.shape[:3]}, one value per pixel "
@@ -214,7 +217,7 @@ def render_anchor(
     source_intrinsics = jnp.asarray(source_intrinsics)
     if source_intrinsics.ndim == 2:
         source_intrinsics = jnp.broadcast_to(source_intrinsics, (num_frames, 3, 3))
-    views = (frames, depth, valid, source_intrinsics, trajectory.cameras)
+    views = (frames, depth, valid, surfaces, source_intrinsics, trajectory.cameras)
     return _render_views(views, tau, tearing_threshold, taps=taps, height=height, width=width)
 
 
@@ -223,7 +226,7 @@ def _render_views(views, tau, tearing_threshold, *, taps, height, width):
     """One frame after the other: a frame's taps are much larger than the frame."""
 
     def render(view):
-        colors, depth, valid, source_intrinsics, camera = view
+        colors, depth, valid, surfaces, source_intrinsics, camera = view
         cameras = (source_intrinsics, camera.intrinsics, camera.world_from_camera)
         keep = jnp.isfinite(depth) & (depth > 0)
         if valid is not None:
@@ -231,7 +234,8 @@ def _render_views(views, tau, tearing_threshold, *, taps, height, width):
         torn = None
         if tearing_threshold is not None:
             safe_depth = jnp.where(keep, depth, 1.0)
-            torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=keep)
+            solid = keep if surfaces is None else keep & surfaces
+            torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=solid)
         result = splat(
             colors,
             depth,

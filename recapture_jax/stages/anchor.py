@@ -12,7 +12,6 @@ import numpy as np
 from recapture_jax.camera import moves, trajectory
 from recapture_jax.camera import path as camera_path
 from recapture_jax.camera.formats import read_as
-from recapture_jax.camera.pinhole import intrinsics_from_fov
 from recapture_jax.camera.timing import source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth.base import DepthMap
@@ -43,13 +42,6 @@ class Anchor:
     trajectory: Trajectory
 
 
-def source_intrinsics(clip: Clip, vertical_fov: float) -> np.ndarray:
-    """`[3, 3]` of the clip, or of a lens with the given vertical field of view in degrees."""
-    if clip.intrinsics is not None:
-        return np.asarray(clip.intrinsics)
-    return np.asarray(intrinsics_from_fov(vertical_fov, *clip.size))
-
-
 def plan_trajectory(
     config,
     clip: Clip,
@@ -77,7 +69,7 @@ def plan_trajectory(
     pivot = config.pivot_depth or trajectory.pivot_depth_from_depth(
         np.where(depth.surfaces[0], depth.depth[0], np.inf)
     )
-    intrinsics = source_intrinsics(clip, config.vertical_fov)
+    intrinsics = np.asarray(clip.intrinsics)
     count, kind = clip.num_frames, depth.kind
     sources = num_source_frames or count
     shown = source_frames(config.time or "play", sources)
@@ -101,15 +93,14 @@ def plan_trajectory(
     return trajectory.with_poses(film, poses)
 
 
-def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: float) -> Anchor:
+def render(config, clip: Clip, depth: DepthMap, path: Trajectory) -> Anchor:
     """Splats every frame into its new camera.
 
     Args:
       config: the `anchor` group.
-      clip: source.
+      clip: source, with its lens.
       depth: of every frame, at the size of the clip.
       path: cameras relative to the source camera of each frame.
-      vertical_fov: see `source_intrinsics`.
 
     Raises:
       InputError: if nothing of the source is in view in some frame.
@@ -117,8 +108,9 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory, vertical_fov: 
     frames, raw_mask = render_anchor(
         jnp.asarray(clip.frames),
         jnp.asarray(depth.depth),
-        jnp.asarray(source_intrinsics(clip, vertical_fov)),
+        jnp.asarray(clip.intrinsics),
         path,
+        surfaces=jnp.asarray(depth.surfaces),
         taps=config.taps,
         tau=config.tau,
         tearing_threshold=tearing_threshold(config, clip.size),
