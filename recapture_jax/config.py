@@ -118,6 +118,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
 
     config.generate = generate = ml_collections.ConfigDict()
     generate.steps = 25
+    generate.sigma_min = 0.002  # lowest noise level; from there the denoised estimate is the result
     generate.min_guidance = 1.0
     generate.max_guidance = 3.0
     generate.fps = 7  # the id the model is told; the result keeps the fps of the clip
@@ -147,6 +148,8 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         generate.motion_bucket = 40  # most of its training clips lie below
         generate.max_guidance = 1.0  # guidance shifts this prior's colours
         generate.known_weight, generate.known_sigma_min = 1.0, 0.3  # it is too weak to do without
+        generate.steps, generate.sigma_min = 15, 2.0  # below, this prior adds grain
+        generate.sdedit_sigma, generate.sdedit_steps = 2.0, 1
     if variant == "smoke":
         video.num_frames = 4
         tune.steps, tune.checkpoint_every = 4, 2
@@ -209,6 +212,7 @@ _RANGES = {
     "tune.frames_per_step": (1, 4096),
     "tune.checkpoint_every": (1, 10**7),
     "generate.steps": (1, 1000),
+    "generate.sigma_min": (1e-4, 100.0),
     "generate.min_guidance": (0.0, 100.0),
     "generate.max_guidance": (0.0, 100.0),
     "generate.fps": (1, 240),

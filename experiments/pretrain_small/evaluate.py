@@ -3,7 +3,8 @@
 * autoencoder: PSNR of whole clips;
 * one-step denoising: squared error of D(z + s n) per level, over that of the first frame repeated;
 * samples: energy distance (Szekely & Rizzo 2013) of motion descriptors between samples and real clips,
-  over that between copies and real clips; and the mean change from frame to frame.
+  over that between copies and real clips; and the mean change from frame to frame. Sampled as the
+  variant `small` does (steps, lowest level, guidance), without an anchor.
 """
 
 import json
@@ -17,6 +18,7 @@ from absl import logging
 from experiments.pretrain_small import autoencoder, data
 from experiments.pretrain_small.architecture import FPS
 from experiments.pretrain_small.diffusion import motion_bucket
+from recapture_jax.config import default_config
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas
@@ -24,7 +26,7 @@ from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
 from recapture_jax.weights import load_model
 
 LEVELS = (0.3, 1.0, 3.0, 10.0, 50.0)
-NOISE_AUG, STEPS, GUIDANCE = 0.02, 15, (1.0, 2.0)
+SAMPLING = default_config("small").generate
 
 
 def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str = "test") -> dict:
@@ -37,13 +39,19 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
     one_step = jax.jit(lambda f, x, s, c: f(x, s, c))
     errors = {s: [] for s in LEVELS}
     copied, real, copies, samples, moving = [], [], [], [], motion > 0.02
+    scales = guidance_ramp(SAMPLING.min_guidance, SAMPLING.max_guidance, frames.shape[1])
     for i, clip in enumerate(frames):
         pixels = jnp.asarray(clip, jnp.float32) / 255.0
         key = jax.random.fold_in(jax.random.key(1), i)
         z = model.encode_video(pixels)[None]
         bucket = float(motion_bucket(motion[i]))
         cond = model.condition(
-            pixels[0], len(clip), fps=FPS, motion_bucket=bucket, noise_aug=NOISE_AUG, key=key
+            pixels[0],
+            len(clip),
+            fps=FPS,
+            motion_bucket=bucket,
+            noise_aug=SAMPLING.noise_aug,
+            key=key,
         )
         still = jnp.repeat(z[:, :1], z.shape[1], axis=1)
         copied.append(_mse(still, z))
@@ -52,11 +60,9 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
             errors[s].append(
                 _mse(one_step(denoise, edm.add_noise(z, noise, s), jnp.float32(s), cond), z)
             )
-        sigmas = karras_sigmas(STEPS)
+        sigmas = karras_sigmas(SAMPLING.steps, SAMPLING.sigma_min)
         x = start_from_noise(jax.random.normal(jax.random.fold_in(key, 7), z.shape), sigmas[0])
-        sample = sample_steps(
-            denoise, x, sigmas, cond, guidance=guidance_ramp(*GUIDANCE, len(clip))
-        )
+        sample = sample_steps(denoise, x, sigmas, cond, guidance=scales)
         for store, latents in ((real, z), (copies, still), (samples, sample)):
             store.append(_motion(np.asarray(latents[0])))
         logging.info("clip %d of %d", i + 1, len(frames))

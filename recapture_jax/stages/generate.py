@@ -47,7 +47,7 @@ def generate(
 
     both = lora_tree.combine(*(loras.get(kind) or {} for kind in ("spatial", "temporal")))
     params = lora_tree.merge(model.params["unet"], both)
-    sigmas = karras_sigmas(config.steps)
+    sigmas = karras_sigmas(config.steps, config.sigma_min)
     noise = jax.random.normal(noise_keys[0], cond.latents.shape)
     x = start_from_noise(noise, sigmas[0])
     project = keep_known(model, anchor, config)
