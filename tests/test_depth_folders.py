@@ -307,8 +307,9 @@ def test_preview_says_lens_near_far_and_sky(config, tmp_path, capsys):
     assert (report["near"], report["far"], report["kind"]) == (3.0, 7.0, "relative")
     assert report["sky"]["share"] == 0.25
     said = str(result)
-    assert "60.0 degrees" in said and "given (60deg)" in said and "sky: 25 %" in said
-    assert "given (60deg)" in capsys.readouterr().err
+    lens = result.report["lens"]
+    assert "60.0 degrees" in lens and "given (60deg)" in lens and lens in capsys.readouterr().err
+    assert "sky: 25 %" in said
     ground = stage(config).depth()
     ends = [ground.depth[~ground.sky].min(), ground.depth[~ground.sky].max()]
     np.testing.assert_allclose(ends, [3, 7], rtol=1e-5)
