@@ -37,9 +37,9 @@ from converters.destination import (
     DTYPES,
     check_destination,
     check_space,
-    file_hashes,
     new_folder,
     write_json,
+    write_origin,
 )
 from converters.rules import ConversionError, Fill, build_tree
 from converters.sources import Tensors, open_component, open_safetensors, read_json
@@ -159,14 +159,9 @@ def convert(
         check_space(building, [(source.tensors, conversion.fills)], dtype)
         tree = build_tree(conversion.fills, source.tensors.read, DTYPES[dtype], what)
         save_tree(building / "params", tree)
-        origin = {
-            "source": source.name,
-            "sha256": file_hashes(source.root, source.files),
-            "dtype": dtype,
-            "converter": f"converters.depth {VERSION}",
-        }
         write_json(building / "config.json", conversion.config)
-        write_json(building / "source.json", origin)
+        converter = f"converters.depth {VERSION}"
+        write_origin(building, source.name, source.root, source.files, dtype, converter)
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))
     say(f"{what}: {len(conversion.fills)} arrays, {count:,} parameters, {dtype}")
     say(f"wrote {dst}")

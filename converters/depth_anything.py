@@ -26,7 +26,7 @@ from recapture_jax.errors import InputError
 from recapture_jax.models import depth_anything, video_depth_anything
 from recapture_jax.models.depth_anything import HEAD_DIM, SIZES, DepthAnythingConfig
 from recapture_jax.models.dinov2 import Dinov2Config
-from recapture_jax.models.dpt import NeckConfig
+from recapture_jax.models.dpt import NeckConfig, fields_from_json
 from recapture_jax.models.video_depth_anything import VideoDepthAnythingConfig
 
 _REMEDY = "use the published weights of Depth Anything V2 or Video Depth Anything"
@@ -203,7 +203,7 @@ def _hub_config(values: Mapping[str, Any]) -> DepthAnythingConfig:
             out_indices=tuple(out),
         )
         neck = {name: values.get(name, default) for name, default in _NECK.items()}
-        neck = {k: tuple(v) if isinstance(v, list) else v for k, v in neck.items()}
+        neck = fields_from_json(neck)
         return DepthAnythingConfig(
             backbone,
             NeckConfig(**neck),

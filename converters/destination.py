@@ -66,6 +66,19 @@ def check_space(folder: Path, plans: Iterable[tuple[Tensors, Sequence[Fill]]], d
         )
 
 
+def write_origin(
+    folder: Path, name: str, root: Path, files: Iterable[Path], dtype: str, converter: str
+) -> None:
+    """source.json: name of the source, SHA-256 of its files (relative to `root`), dtype, converter."""
+    origin = {
+        "source": name,
+        "sha256": file_hashes(root, files),
+        "dtype": dtype,
+        "converter": converter,
+    }
+    write_json(folder / "source.json", origin)
+
+
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -25,9 +25,9 @@ from converters.destination import (
     DTYPES,
     check_destination,
     check_space,
-    file_hashes,
     new_folder,
     write_json,
+    write_origin,
 )
 from converters.rules import ConversionError, Fill, Shape, build_tree, flat_shapes, plan
 from recapture_jax.checkpoints import save_tree
@@ -119,14 +119,9 @@ def convert(
             count = sum(leaf.size for leaf in jax.tree.leaves(tree))
             say(f"{component}: {len(fills)} arrays, {count:,} parameters, {dtype}")
             del tree
-        origin = {
-            "source": Path(src).absolute().name,
-            "sha256": file_hashes(source.root, source.files),
-            "dtype": dtype,
-            "converter": f"converters.svd {VERSION}",
-        }
         write_json(building / "config.json", config)
-        write_json(building / "source.json", origin)
+        name, converter = Path(src).absolute().name, f"converters.svd {VERSION}"
+        write_origin(building, name, source.root, source.files, dtype, converter)
     say(f"wrote {dst}")
 
 

@@ -26,6 +26,11 @@ def run(action: Callable[[], Any], example: str) -> None:
 def _main(argv: list[str], action: Callable[[], Any], example: str) -> int:
     if len(argv) > 1:
         return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in {example}")
+    return finish(action)
+
+
+def finish(action: Callable[[], Any]) -> int:
+    """Calls `action()`, prints what it returns, if anything, and gives the exit code."""
     try:
         result = action()
     except InputError as error:

@@ -22,7 +22,7 @@ from PIL import Image
 from experiments.kubric4d import controls, layout, protocol, report, rig, rows
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
-from recapture_jax import cache, first_stage, weights
+from recapture_jax import cache, first_stage, terminal, weights
 from recapture_jax import config as configuration
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation import optional, perceptual
@@ -242,14 +242,5 @@ def run(flags: argparse.Namespace) -> str:
     return text
 
 
-def main() -> None:
-    flags = parse()
-    try:
-        print(run(flags))
-    except InputError as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.finish(lambda: run(parse())))

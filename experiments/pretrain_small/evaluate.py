@@ -40,6 +40,7 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
     errors = {s: [] for s in LEVELS}
     copied, real, copies, samples, moving = [], [], [], [], motion > 0.02
     scales = guidance_ramp(SAMPLING.min_guidance, SAMPLING.max_guidance, frames.shape[1])
+    sigmas = karras_sigmas(SAMPLING.steps, SAMPLING.sigma_min)
     for i, clip in enumerate(frames):
         pixels = jnp.asarray(clip, jnp.float32) / 255.0
         key = jax.random.fold_in(jax.random.key(1), i)
@@ -60,7 +61,6 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
             errors[s].append(
                 _mse(one_step(denoise, edm.add_noise(z, noise, s), jnp.float32(s), cond), z)
             )
-        sigmas = karras_sigmas(SAMPLING.steps, SAMPLING.sigma_min)
         x = start_from_noise(jax.random.normal(jax.random.fold_in(key, 7), z.shape), sigmas[0])
         sample = sample_steps(denoise, x, sigmas, cond, guidance=scales)
         for store, latents in ((real, z), (copies, still), (samples, sample)):

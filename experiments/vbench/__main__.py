@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from experiments.vbench import export, scores
+from recapture_jax import terminal
 from recapture_jax.errors import InputError
 
 
@@ -56,14 +57,5 @@ def run(flags: argparse.Namespace) -> str:
     return text
 
 
-def main() -> None:
-    flags = parse()
-    try:
-        print(run(flags))
-    except InputError as error:
-        print("error:", error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(terminal.finish(lambda: run(parse())))

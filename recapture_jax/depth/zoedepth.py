@@ -23,6 +23,7 @@ import numpy as np
 from recapture_jax.depth import networks
 from recapture_jax.depth.base import DepthMap, check_frames
 from recapture_jax.errors import InputError
+from recapture_jax.models.dpt import fields_from_json
 from recapture_jax.models.resize import resize_cubic, resize_linear
 from recapture_jax.models.zoedepth import ZoeDepthConfig, ZoeDepthNet, abstract_params
 
@@ -60,7 +61,7 @@ class Preprocessing:
             InputError: it is missing or not usable.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**fields_from_json(values))
         except (TypeError, AttributeError) as error:
             raise InputError(
                 f"the preprocessing of ZoeDepth is not usable ({error!r}); convert the weights "

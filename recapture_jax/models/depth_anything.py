@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from recapture_jax.errors import InputError
 from recapture_jax.models.dinov2 import Dinov2, Dinov2Config
-from recapture_jax.models.dpt import DepthHead, Neck, NeckConfig
+from recapture_jax.models.dpt import DepthHead, Neck, NeckConfig, fields_from_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,7 @@ class DepthAnythingConfig:
         try:
             values = {name: values[name] for name in names}
             for name, part in (("backbone", Dinov2Config), ("neck", NeckConfig)):
-                values[name] = part(
-                    **{k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
-                )
+                values[name] = part(**fields_from_json(values[name]))
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -6,7 +6,7 @@ depth networks differ in what comes before, between and after, so each unit stan
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +30,11 @@ class NeckConfig:
     neck_hidden_sizes: tuple[int, ...]
     fusion_hidden_size: int
     reassemble_factors: tuple[float, ...] = (4, 2, 1, 0.5)
+
+
+def fields_from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object as fields of a frozen configuration: lists become tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 class UpsampleConv(nn.Module):

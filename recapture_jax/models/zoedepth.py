@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from recapture_jax.errors import InputError
 from recapture_jax.models.beit import Beit, BeitConfig
-from recapture_jax.models.dpt import Neck, NeckConfig
+from recapture_jax.models.dpt import Neck, NeckConfig, fields_from_json
 from recapture_jax.models.layers import conv2d, gelu
 from recapture_jax.models.metric_bins import Bins, HeadConfig, MetricHead
 from recapture_jax.models.resize import resize_linear
@@ -59,18 +59,14 @@ class ZoeDepthConfig:
         Raises:
             InputError: a field is missing or not usable.
         """
-
-        def part(of, fields: Mapping):
-            return of(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
         try:
             head = dict(values["head"])
             head["bins"] = tuple(Bins(**bins) for bins in head["bins"])
             return cls(
-                part(BeitConfig, values["backbone"]),
-                part(NeckConfig, values["neck"]),
+                BeitConfig(**fields_from_json(values["backbone"])),
+                NeckConfig(**fields_from_json(values["neck"])),
                 int(values["num_relative_features"]),
-                part(HeadConfig, head),
+                HeadConfig(**fields_from_json(head)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

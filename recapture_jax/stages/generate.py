@@ -14,10 +14,9 @@ from recapture_jax import progress
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
 from recapture_jax.diffusion.karras import karras_sigmas, karras_tail
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise, start_from_video
-from recapture_jax.geometry.masks import min_pool
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages.anchor import Anchor
-from recapture_jax.stages.tune import condition_on
+from recapture_jax.stages.tune import condition_on, known_mask
 from recapture_jax.stages.video_model import VideoModel
 
 
@@ -72,7 +71,7 @@ def keep_known(model: VideoModel, anchor: Anchor, config) -> Partial | None:
     if not config.known_weight:
         return None
     latents = model.encode_video(jnp.asarray(anchor.frames))[None]
-    mask = min_pool(jnp.asarray(anchor.mask), model.factor)[None, ..., None]
+    mask = known_mask(model, anchor)[..., None]
     return Partial(_pull, latents, config.known_weight * mask, jnp.float32(config.known_sigma_min))
 
 

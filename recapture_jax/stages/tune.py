@@ -54,13 +54,18 @@ def condition_on(
     )
 
 
+def known_mask(model: VideoModel, anchor: Anchor) -> jax.Array:
+    """`[1, T, h, w]` bool: the latents of the anchor whose pixels are all known."""
+    return min_pool(jnp.asarray(anchor.mask), model.factor)[None]
+
+
 def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> AnchorData:
     """Encodes the anchor once.
 
     Raises:
       InputError: if no latent of the whole anchor is known.
     """
-    mask = min_pool(jnp.asarray(anchor.mask), model.factor)
+    mask = known_mask(model, anchor)
     if not bool(mask.any()):
         raise InputError(
             "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
@@ -69,7 +74,7 @@ def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> Ancho
     frames = jnp.asarray(anchor.frames)
     key = jax.random.fold_in(jax.random.key(seed), 2**20)
     cond = condition_on(model, frames[0], len(frames), generate, key)
-    return AnchorData(model.encode_video(frames)[None], mask[None], cond)
+    return AnchorData(model.encode_video(frames)[None], mask, cond)
 
 
 def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int) -> SourceData:
