@@ -16,6 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.pretrain_small.architecture import CONFIG, HEIGHT, NUM_FRAMES, WIDTH
+from recapture_jax import xla
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp
 from recapture_jax.diffusion.sampling import euler_step
 from recapture_jax.lora import tree as lora_tree
@@ -59,7 +60,7 @@ def ours(inputs: dict):
         {"temporal": lora_tree.init(jax.random.key(0), params, "temporal", _RANK)}, settings
     )
     data = {"anchor": AnchorData(jnp.asarray(inputs["latents"]), jnp.asarray(inputs["mask"]), cond)}
-    step = jax.jit(make_step(model.network, settings, ("temporal",), 0), donate_argnums=0)
+    step = xla.jit(make_step(model.network, settings, ("temporal",), 0), donate_argnums=0)
     holder = [state]
 
     def train():
@@ -68,7 +69,7 @@ def ours(inputs: dict):
 
     scales = guidance_ramp(1.0, 3.0, NUM_FRAMES)
 
-    @jax.jit
+    @xla.jit
     def euler(params, x, sigma, sigma_next):
         return euler_step(model.denoiser(params), x, sigma, sigma_next, 0, cond, guidance=scales)[0]
 

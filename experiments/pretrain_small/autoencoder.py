@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.pretrain_small import linear_start, loop
 from experiments.pretrain_small.architecture import CONFIG
+from recapture_jax import xla
 from recapture_jax.models import zoo
 from recapture_jax.models.vae import VAE
 
@@ -94,7 +95,7 @@ def encoder(params: dict):
     """Jitted: uint8 frames `[B, T, H, W, 3]` and pixel noise strength `[B]` to unscaled latents."""
     vae = zoo.build(CONFIG).vae
 
-    @jax.jit
+    @xla.jit
     def encode(frames, noise_level, key):
         images = frames.astype(jnp.float32) / 127.5 - 1.0
         noise = jax.random.normal(key, images.shape)
@@ -108,7 +109,7 @@ def psnr(params: dict, frames: np.ndarray) -> float:
     """Mean reconstruction PSNR in dB over clips `[N, T, H, W, 3]` uint8, decoded as whole clips."""
     vae = zoo.build(CONFIG).vae
 
-    @jax.jit
+    @xla.jit
     def error(clip):
         images = clip.astype(jnp.float32) / 127.5 - 1.0
         out = vae.apply(

@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from experiments.pretrain_small import autoencoder, data, loop
 from experiments.pretrain_small.architecture import CONFIG, FPS
+from recapture_jax import xla
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.models import zoo
@@ -43,7 +44,7 @@ def cache_latents(workdir: pathlib.Path, params: dict, split: str) -> dict:
             return dict(file)
     encode = autoencoder.encoder(params)
     size = CONFIG["image_encoder"]["image_size"]
-    preprocess = jax.jit(lambda x: clip_preprocess(x.astype(jnp.float32) / 255.0, size))
+    preprocess = xla.jit(lambda x: clip_preprocess(x.astype(jnp.float32) / 255.0, size))
     rng = np.random.default_rng(3)
     noise = np.exp(rng.normal(-3.0, 0.5, len(frames))).astype(np.float32)
     video, ends, pixels = [], [], []

@@ -18,6 +18,7 @@ from absl import logging
 from experiments.pretrain_small import autoencoder, data
 from experiments.pretrain_small.architecture import FPS
 from experiments.pretrain_small.diffusion import motion_bucket
+from recapture_jax import xla
 from recapture_jax.config import default_config
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import guidance_ramp
@@ -36,7 +37,7 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
     model = load_model(pathlib.Path(model_folder))
     unet = model.params["unet"]
     denoise = jax.tree_util.Partial(_denoise(model), unet)
-    one_step = jax.jit(lambda f, x, s, c: f(x, s, c))
+    one_step = xla.jit(lambda f, x, s, c: f(x, s, c))
     errors = {s: [] for s in LEVELS}
     copied, real, copies, samples, moving = [], [], [], [], motion > 0.02
     scales = guidance_ramp(SAMPLING.min_guidance, SAMPLING.max_guidance, frames.shape[1])

@@ -13,6 +13,7 @@ import optax
 from absl import logging
 
 from experiments.pretrain_small.architecture import LATENT_CHANNELS, NORM_GROUPS
+from recapture_jax import xla
 
 # Two channels of each group before an output norm hold +CONSTANT and -CONSTANT: next to them the signal does not
 # change the group's mean and variance, and the norm is a fixed scale.
@@ -89,7 +90,7 @@ def fit(flat: dict, batch, steps: int = 1500) -> dict:
     """Trains the linear stack by Adam on squared error; `batch(i)` gives images `[N, H, W, 3]`."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
-    @jax.jit
+    @xla.jit
     def step(kernels, state, images):
         def error(k):
             return jnp.square(decode(k, encode(k, images)) - images).mean()

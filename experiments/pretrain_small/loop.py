@@ -12,6 +12,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.pretrain_small.data import Journal
+from recapture_jax import xla
 
 SLOW = 0.02
 
@@ -79,7 +80,7 @@ def train(
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state["ema"], params)
         return {"params": params, "ema": ema, "opt": opt, "step": state["step"] + 1}, value
 
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = xla.jit(step, donate_argnums=0)
     journal = Journal(workdir / f"{name}_curve.jsonl")
     begin, values, first = time.time(), [], int(state["step"])
     for i in range(first, steps):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.depth import networks
 from recapture_jax.depth.base import DepthMap, check_frames
 from recapture_jax.models.depth_anything import (
@@ -47,7 +48,7 @@ class DepthAnything:
         self.config = config
         self.params = params
         self.range = near, far
-        self._predict = jax.jit(functools.partial(_predict, DepthAnythingNet(config, dtype)))
+        self._predict = xla.jit(functools.partial(_predict, DepthAnythingNet(config, dtype)))
 
     def __call__(self, frames: np.ndarray) -> DepthMap:
         """frames [T, H, W, 3] float32 in [0, 1] -> depth [T, H, W].

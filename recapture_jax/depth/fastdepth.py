@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.assets import asset_path
 from recapture_jax.checkpoints import restore_safetensors
 from recapture_jax.depth.base import DepthMap, check_frames
@@ -69,7 +70,7 @@ def load_params(path: Path) -> dict:
     return restore_safetensors(path, abstract_params())
 
 
-@jax.jit
+@xla.program()
 def _estimate(params: dict, frames: jax.Array) -> jax.Array:
     """[B, H, W, 3] -> [B, H, W] at least MIN_DEPTH."""
     batch, height, width, _ = frames.shape

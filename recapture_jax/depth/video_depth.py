@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.depth import networks
 from recapture_jax.depth.base import DepthMap, check_frames
 from recapture_jax.models.video_depth_anything import (
@@ -52,9 +53,9 @@ class VideoDepthAnything:
         self.params = params
         self.range = near, far
         network = VideoDepthAnythingNet(config, dtype)
-        self._encode = jax.jit(functools.partial(_encode, network))
-        self._mix = jax.jit(functools.partial(_mix, network))
-        self._decode = jax.jit(functools.partial(_decode, network), static_argnums=(2, 3))
+        self._encode = xla.jit(functools.partial(_encode, network))
+        self._mix = xla.jit(functools.partial(_mix, network))
+        self._decode = xla.jit(functools.partial(_decode, network), static_argnums=(2, 3))
 
     def __call__(self, frames: np.ndarray) -> DepthMap:
         """frames [T, H, W, 3] float32 in [0, 1] -> depth [T, H, W].

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.depth import networks
 from recapture_jax.depth.base import DepthMap, check_frames
 from recapture_jax.errors import InputError
@@ -125,8 +126,8 @@ class ZoeDepth:
         self.params = params
         self.preprocessing = preprocessing or Preprocessing()
         network = ZoeDepthNet(config, dtype)
-        self._predict = jax.jit(functools.partial(_predict, network, self.preprocessing))
-        self._enlarge = jax.jit(self.preprocessing.undo, static_argnums=1)
+        self._predict = xla.jit(functools.partial(_predict, network, self.preprocessing))
+        self._enlarge = xla.jit(self.preprocessing.undo, static_argnums=1)
 
     def __call__(self, frames: np.ndarray) -> DepthMap:
         """frames [T, H, W, 3] float32 in [0, 1] -> depth [T, H, W] in metres, at least 1e-3.

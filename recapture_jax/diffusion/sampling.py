@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from recapture_jax import xla
 from recapture_jax.diffusion.edm import Denoiser, add_noise, at_least_float32, expand
 from recapture_jax.diffusion.guidance import with_guidance
 
@@ -154,11 +155,9 @@ def sample_steps(
     return x
 
 
-def _single_step(denoise, x, sigma, sigma_next, step, cond, project, scales):
+@xla.program(donate_argnames=("x",), static_argnames=("scales",))
+def _compiled_step(denoise, x, sigma, sigma_next, step, cond, project, scales):
     return euler_step(denoise, x, sigma, sigma_next, step, cond, guidance=scales, project=project)
-
-
-_compiled_step = jax.jit(_single_step, donate_argnames=("x",), static_argnames=("scales",))
 
 
 def _as_argument(function: Callable) -> Partial:

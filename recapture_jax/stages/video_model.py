@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from recapture_jax import xla
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.models.image_preprocess import clip_preprocess
@@ -130,11 +131,11 @@ class VideoModel:
             # All but the tables is dead code, which XLA drops.
             return self.networks.unet.apply({"params": params}, *args, mutable=[TABLES])[1][TABLES]
 
-        return jax.jit(compute)
+        return xla.jit(compute)
 
     @functools.cached_property
     def _encode_image(self):
-        return jax.jit(lambda p, x: self.networks.image_encoder.apply({"params": p}, x))
+        return xla.jit(lambda p, x: self.networks.image_encoder.apply({"params": p}, x))
 
     @functools.cached_property
     def _encode(self):
@@ -142,7 +143,7 @@ class VideoModel:
             images = (2.0 * frame - 1.0)[None, None]
             return self.networks.vae.apply({"params": params}, images, method=VAE.encode)[0, 0]
 
-        return jax.jit(run)
+        return xla.jit(run)
 
     @functools.cached_property
     def _decode(self):
@@ -150,4 +151,4 @@ class VideoModel:
             out = self.networks.vae.apply({"params": params}, latents[None], method=VAE.decode)[0]
             return jnp.clip(0.5 * out + 0.5, 0.0, 1.0)
 
-        return jax.jit(run)
+        return xla.jit(run)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from recapture_jax import progress
+from recapture_jax import progress, xla
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.errors import InputError
 from recapture_jax.sharding import replicate, replicated
@@ -58,7 +58,7 @@ def fit(
 
     begin = time.perf_counter()
     compiled = (
-        jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+        xla.jit(step, donate_argnums=0, out_shardings=everywhere)
         .lower(state, frozen, base, data)
         .compile()
     )
