@@ -19,6 +19,7 @@ from recapture_jax.diffusion.guidance import (
     unconditional,
     with_guidance,
 )
+from recapture_jax.models.layers import Upsample
 from recapture_jax.models.transformer import TABLES
 from recapture_jax.models.unet import UNet, UNetConfig
 from recapture_jax.models.unet_blocks import BlockOptions, DownBlock
@@ -220,6 +221,37 @@ def test_remat_wraps_every_resnet_and_transformer(params, remat, units):
     # GEGLU's product is checkpointed always; a whole unit is known by its matrix products.
     remats = [eqn for eqn in trace.eqns if "remat" in eqn.primitive.name]
     assert sum("dot_general" in str(eqn.params["jaxpr"]) for eqn in remats) == units
+
+
+@pytest.mark.parametrize("dtype, bound", [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+def test_doubling_within_the_convolution(dtype, bound):
+    """A CPU's upsampler against the plain one: a repeated input and nine taps, forward and backward."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 7, 6)).astype(dtype)
+    layer = Upsample(8, dtype)
+    params = layer.init(jax.random.key(1), x)["params"]
+    conv = params["conv"] | {"bias": jnp.arange(8.0)}
+
+    def plain(conv, x):
+        doubled = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+        flat = doubled.astype(jnp.float32).reshape(6, 10, 14, 6)
+        out = jax.lax.conv_general_dilated(
+            flat, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out.reshape(2, 3, 10, 14, 8) + conv["bias"].reshape(1, 1, 1, 1, 8)
+
+    def shortcut(conv, x):
+        return layer.apply({"params": {"conv": conv}}, x)
+
+    got, pull = jax.vjp(shortcut, conv, x)
+    want, pull_plain = jax.vjp(plain, conv, x)
+    assert got.dtype == dtype and rel(got, want) < bound
+    cotangent = jax.random.normal(jax.random.key(2), want.shape)
+    for one, other in zip(
+        jax.tree.leaves(pull(cotangent.astype(dtype))),
+        jax.tree.leaves(pull_plain(cotangent)),
+        strict=True,
+    ):
+        assert rel(one.astype(jnp.float32), other.astype(jnp.float32)) < bound
 
 
 def test_bfloat16_network(params, literal):

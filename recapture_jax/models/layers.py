@@ -225,9 +225,51 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, size: Sequence[int] | None = None) -> jax.Array:
-        for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
+        double = (2 * x.shape[2], 2 * x.shape[3])
+        size = tuple(size or double)
+        # Elsewhere than on a CPU this was never timed.
+        if size == double and jax.default_backend() == "cpu":
+            return per_frame(_DoubleAndConvolve(self.features, self.dtype, name="conv"), x)
+        for axis, target in zip((2, 3), size, strict=True):
             x = _nearest(x, axis, target)
         return per_frame(conv2d(self.features, 3, "conv", self.dtype), x)
+
+
+class _DoubleAndConvolve(nn.Module):
+    """Nearest-neighbour doubling and a 3x3 convolution in one, `[B, H, W, C]` -> `[B, 2H, 2W, features]`.
+
+    The nine taps of an output pixel fall on four input pixels, so each of the four output phases is a 2x2
+    convolution of the input with sums of taps: 4/9 of the multiplications, and no doubled input.
+    """
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, h, w, c = x.shape
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, 3, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype)
+
+        def phase(row: int, column: int) -> jax.Array:
+            taps = _summed_taps(_summed_taps(kernel, 0, row), 1, column).astype(self.dtype)
+            padding = ((1 - row, row), (1 - column, column))
+            out = jax.lax.conv_general_dilated(
+                x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return out + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+        rows = [jnp.stack([phase(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
+        return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, self.features)
+
+
+def _summed_taps(kernel: jax.Array, axis: int, phase: int) -> jax.Array:
+    """Three taps as two: (0, 1 + 2) for even output pixels, (0 + 1, 2) for odd ones."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    two = (first, middle + last) if phase == 0 else (first + middle, last)
+    return jnp.concatenate(two, axis)
 
 
 def _nearest(x: jax.Array, axis: int, target: int) -> jax.Array:
