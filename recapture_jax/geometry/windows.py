@@ -20,7 +20,7 @@ MIN_KERNEL = 1e-3
 COVER_MARGIN = 0.2
 """Target pixels by which the squares of neighbouring points overlap on each side."""
 
-TILE = 16384
+TILE = 32768
 """Points of a tile, at most: it has whole rows of the source, at least one."""
 
 WINDOWS = (2, 3, 4, 6)
@@ -82,7 +82,7 @@ class Points:
                 flat if count is None else jax.lax.dynamic_slice_in_dim(flat, start * width, size)
             )
 
-        arrays = dataclasses.replace(self, growth=self.x)
+        arrays = dataclasses.replace(self, growth=None)
         return dataclasses.replace(jax.tree.map(cut, arrays), growth=self.growth)
 
     def axes(self, view: View) -> tuple[tuple[jax.Array, jax.Array, int], ...]:
@@ -103,12 +103,22 @@ def cover(magnification: jax.Array) -> jax.Array:
 
 def nearest(view: View, points: Points) -> jax.Array:
     """Depth `[height * width]` of the nearest point that covers each pixel's centre, else inf."""
+    outside = view.height * view.width
 
-    def keep_nearest(nearest, tile, cell, _):
-        return nearest.at[cell].min(tile.z, mode="drop")
+    def prepare(points):
+        spans = [
+            _span(position, jnp.minimum(cover(grown), view.taps - MIN_KERNEL), length)
+            for position, grown, length in points.axes(view)
+        ]
+        return _counts(spans), (_first_cell(view, spans), points.z)
 
-    empty = jnp.full((view.height * view.width,), jnp.inf, points.z.dtype)
-    return _over_tiles(view, jax.lax.stop_gradient(points), True, keep_nearest, empty)
+    def keep_nearest(canvas, tile, i, j):
+        (across, down), (cell, z) = tile
+        cell = jnp.where((i < down) & (j < across), cell + i * view.width + j, outside)
+        return canvas.at[cell].min(z, mode="drop")
+
+    empty = jnp.full((outside,), jnp.inf, points.z.dtype)
+    return _over_tiles(view, jax.lax.stop_gradient(points), prepare, keep_nearest, empty)
 
 
 def weighted_sum(view: View, points: Points, limit: jax.Array) -> jax.Array:
@@ -126,17 +136,34 @@ def weighted_sum(view: View, points: Points, limit: jax.Array) -> jax.Array:
 
 
 def _sum(view: View, points: Points, limit: jax.Array) -> jax.Array:
-    def accumulate(total, tile, cell, kernel):
-        in_front = tile.front <= limit.at[cell].get(mode="clip")
-        cell = jnp.where(in_front, cell, outside)
-        # The values of points that are not drawn may be nan, which would spoil the gradients.
-        values = jnp.where((tile.x > view.away)[:, None], tile.values, 0.0)
-        payload = jnp.concatenate([values, jnp.ones_like(values[:, :1])], axis=-1)
-        return total.at[cell].add(payload * kernel[:, None], mode="drop")
-
     outside = view.height * view.width
+
+    def prepare(points):
+        spans = _kernel_spans(view, points)
+        kernels = [
+            (position - first, 1.0 / reach(grown, view.taps))
+            for (position, grown, _), (first, _) in zip(points.axes(view), spans, strict=True)
+        ]
+        # The values of points that are not drawn may be nan, which would spoil the gradients.
+        values = jnp.where((points.x > view.away)[:, None], points.values, 0.0)
+        payload = jnp.concatenate([values, jnp.ones_like(values[:, :1])], axis=-1)
+        return _counts(spans), (_first_cell(view, spans), kernels, points.front, payload)
+
+    def accumulate(canvas, tile, i, j):
+        (across, down), (cell, (along_x, along_y), front, payload) = tile
+
+        def kernel(index, count, along):
+            inside = jnp.maximum(0.0, 1.0 - jnp.abs(index - along[0]) * along[1])
+            return jnp.where(index < count, inside, 0.0)
+
+        weight = kernel(i, down, along_y) * kernel(j, across, along_x)
+        cell = cell + i * view.width + j
+        drawn = (weight > MIN_KERNEL) & (front <= limit.at[cell].get(mode="clip"))
+        cell = jnp.where(drawn, cell, outside)
+        return canvas.at[cell].add(payload * weight[:, None], mode="drop")
+
     empty = jnp.zeros((outside, points.values.shape[-1] + 1), points.values.dtype)
-    return _over_tiles(view, points, False, accumulate, empty)
+    return _over_tiles(view, points, prepare, accumulate, empty)
 
 
 _sum_of_tiles = jax.custom_jvp(_sum, nondiff_argnums=(0,))
@@ -146,7 +173,8 @@ _sum_of_tiles = jax.custom_jvp(_sum, nondiff_argnums=(0,))
 def _sum_of_tiles_jvp(view, primals, tangents):
     points, _ = primals
     sides = [side for side in WINDOWS if side < 2 * view.taps] + [2 * view.taps]
-    enough = (jnp.asarray(sides[:-1]) < jnp.maximum(*_sides(view, points, False))).sum()
+    largest = jnp.maximum(*_largest(_counts(_kernel_spans(view, points))))
+    enough = (jnp.asarray(sides[:-1]) < largest).sum()
     derivatives = [functools.partial(_derivative, view._replace(window=side)) for side in sides]
     change = jax.lax.switch(enough, derivatives, primals, tangents)
     return _sum_of_tiles(view, *primals), change
@@ -156,74 +184,63 @@ def _derivative(view, primals, tangents):
     return jax.jvp(functools.partial(_sum, view), primals, tangents)[1]
 
 
-def _over_tiles(view: View, points: Points, covered: bool, body: Callable, canvas):
-    """Folds `body(canvas, tile, cell, kernel)` over all taps of all points.
+def _kernel_spans(view: View, points: Points):
+    """Along x and along y: the pixels at which kernels are over MIN_KERNEL."""
+    return [
+        _span(position, reach(grown, view.taps) * (1 - MIN_KERNEL), length)
+        for position, grown, length in points.axes(view)
+    ]
+
+
+def _span(position: jax.Array, half: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """First pixel (float) and number (float, not over 0 for none) of those within half of a position."""
+    first = jnp.maximum(jnp.ceil(position - half), 0.0)
+    last = jnp.minimum(jnp.floor(position + half), length - 1.0)
+    return jax.lax.stop_gradient((first, last - first + 1))
+
+
+def _counts(spans) -> list[jax.Array]:
+    """Sides along x and along y (float) of the window that each point needs; 0 for none."""
+    (_, across), (_, down) = spans
+    seen = (across > 0) & (down > 0)
+    return [jnp.where(seen, count, 0.0) for count in (across, down)]
+
+
+def _largest(counts) -> list[jax.Array]:
+    # Of floats: a CPU takes seven times as long for the maximum of integers.
+    return [count.max().astype(jnp.int32) for count in counts]
+
+
+def _first_cell(view: View, spans) -> jax.Array:
+    (left, _), (top, _) = spans
+    return top.astype(jnp.int32) * view.width + left.astype(jnp.int32)
+
+
+def _over_tiles(view: View, points: Points, prepare: Callable, body: Callable, canvas):
+    """Folds `body(canvas, tile, i, j)` over the rows i and columns j of all windows.
 
     Args:
         view: static.
-        points: what is drawn.
-        covered: of the window, only what a point covers.
-        body: takes the canvas, points with arrays `[N]` and for each its pixel `[N]`
-            (height * width where there is none) and its kernel there.
+        points: what is drawn, arrays `[H, W]`.
+        prepare: makes of the points of a tile, arrays `[N]`, a tile: what `_counts` gives, and what
+            else the body needs.
+        body: draws, of each point of the tile, what falls on pixel (i, j) of its window.
         canvas: the first one.
     """
-    if view.window:
-        return _over_window(view, points.rows(), [view.window] * 2, covered, body, canvas)
     height, width = points.x.shape
-    size = max(n for n in range(1, height + 1) if height % n == 0 and n * width <= max(TILE, width))
+
+    def over_window(tile, sides, canvas):
+        def over_row(i, canvas):
+            return jax.lax.fori_loop(0, sides[0], lambda j, c: body(c, tile, i, j), canvas)
+
+        return jax.lax.fori_loop(0, sides[1], over_row, canvas)
+
+    if view.window:
+        return over_window(prepare(points.rows()), [view.window] * 2, canvas)
+    rows = max(n for n in range(1, height + 1) if height % n == 0 and n * width <= max(TILE, width))
 
     def over_tile(index, canvas):
-        tile = points.rows(index * size, size)
-        return _over_window(view, tile, _sides(view, tile, covered), covered, body, canvas)
+        tile = prepare(points.rows(index * rows, rows))
+        return over_window(tile, _largest(tile[0]), canvas)
 
-    return jax.lax.fori_loop(0, height // size, over_tile, canvas)
-
-
-def _sides(view: View, points: Points, covered: bool) -> list[jax.Array]:
-    """Sides along x and y of the window that holds all kernels, at most 2 * taps."""
-    taps = view.taps
-    seen = (points.x > -taps) & (points.x < view.width - 1 + taps)
-    seen &= (points.y > -taps) & (points.y < view.height - 1 + taps)
-    largest = jnp.where(seen, points.magnification, -1.0).max()
-    sides = []
-    for growth in points.growth:
-        # A kernel is 0 at its reach, but what is covered includes its rim.
-        grown = growth * largest
-        side = jnp.floor(2 * cover(grown)) + 1 if covered else jnp.ceil(2 * reach(grown, taps))
-        side = jnp.where(largest < 0, 0, jnp.minimum(side, 2 * taps))
-        sides.append(side.astype(jnp.int32))
-    return sides
-
-
-def _over_window(view: View, points: Points, sides, covered: bool, body: Callable, canvas):
-    """`_over_tiles` of one tile, arrays `[N]`, with windows of sides[0] x sides[1] pixels."""
-    outside = view.height * view.width
-    (x, grown_x, width), (y, grown_y, height) = points.axes(view)
-
-    def first(position, side):
-        return jnp.floor(position + 0.5 * (side & 1)) - ((side - 1) >> 1)
-
-    def along(cell, position, grown, length):
-        apart = jnp.abs(cell - position)
-        drawn = (cell >= 0) & (cell < length)
-        if covered:
-            drawn &= apart <= cover(grown)
-        return jnp.where(drawn, jnp.maximum(0.0, reach(grown, view.taps) - apart), 0.0)
-
-    left, top = first(x, sides[0]), first(y, sides[1])
-    area = reach(grown_x, view.taps) * reach(grown_y, view.taps)
-
-    def over_row(i, canvas):
-        row = top + i
-        down = along(row, y, grown_y, height)
-
-        def over_column(j, canvas):
-            column = left + j
-            # One division last: compilers do not repeat it in each place that uses the kernel.
-            kernel = down * along(column, x, grown_x, width) / area
-            cell = row.astype(jnp.int32) * width + column.astype(jnp.int32)
-            return body(canvas, points, jnp.where(kernel > MIN_KERNEL, cell, outside), kernel)
-
-        return jax.lax.fori_loop(0, sides[0], over_column, canvas)
-
-    return jax.lax.fori_loop(0, sides[1], over_row, canvas)
+    return jax.lax.fori_loop(0, height // rows, over_tile, canvas)
