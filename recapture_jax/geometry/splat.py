@@ -3,11 +3,11 @@
 Every source pixel is a point. It is drawn with a tent kernel whose footprint follows the local
 magnification m = (f_target / f_source) (z_source / z_target), separately in x and y:
 
-    R = clip((m + 3/4) / 2, 1, taps)                half-width in target pixels
+    R = clip(min(2 m - 3/2, 3/4 m + 1/4), 1, taps)  half-width in target pixels
     k = max(0, 1 - |du| / R) max(0, 1 - |dv| / R)   over a window of (2 * taps)^2 pixels, k > 1e-3
 
 1. scatter-min: z_min of each target pixel over the points that cover its centre, which are those
-   within max(m, 1) / 2 + 0.2 of it (their own square and a little more, so that the squares of a
+   within m / 2 + 0.2 of it (their own square and a little more, so that the squares of a
    surface leave no crack); without such points there is no limit;
 2. scatter-add of k * colour and k over the points with z - e <= z_min (1 + tau), where e is how far
    the point's own surface recedes over the width of its kernel: s_x 2 R_x / m_x + s_y 2 R_y / m_y.
@@ -25,7 +25,8 @@ The result depends neither on the farthest point of the frame nor on points behi
 At unit magnification and integer positions the kernel is the pixel itself, so no move gives back
 the source. A smaller picture is anti-aliased by the same rule: R stays 1 target pixel, so a target
 pixel is the tent-weighted mean of all the source pixels of its surface within a pixel of it, which
-is what a resize with a linear low-pass filter takes.
+is what a resize with a linear low-pass filter takes; beside an outline, points that do not cover its
+centre give it their share of both surfaces.
 
 What stays fixed in a derivative is what selects: z_min, the windows and the visibility tests.
 """

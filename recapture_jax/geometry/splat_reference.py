@@ -62,8 +62,10 @@ def splat_reference(
             u, v, _ = k2 @ (point / z2)
             grown_x = k2[0, 0] / k1[0, 0] * z1 / z2
             grown_y = k2[1, 1] / k1[1, 1] * z1 / z2
-            radius_x = min(max((grown_x + 0.75) / 2, 1), taps)
-            radius_y = min(max((grown_y + 0.75) / 2, 1), taps)
+            radius_x, radius_y = (
+                min(max(min(2 * grown - 1.5, 0.75 * grown + 0.25), 1), taps)
+                for grown in (grown_x, grown_y)
+            )
             front = z2 - 2 * radius_x / max(grown_x, 0.1) * step(i, j, 0, 1)
             front -= 2 * radius_y / max(grown_y, 0.1) * step(i, j, 1, 0)
             left, top = int(np.floor(u - 0.5)), int(np.floor(v - 0.5))
@@ -76,8 +78,8 @@ def splat_reference(
                     if kernel_x * kernel_y > 1e-3:
                         hidden = torn is not None and torn[i, j]
                         color = None if hidden else np.asarray(colors[i, j], np.float64)
-                        covers = abs(column + 0.5 - u) <= max(grown_x, 1) / 2 + 0.2
-                        covers &= abs(row + 0.5 - v) <= max(grown_y, 1) / 2 + 0.2
+                        covers = abs(column + 0.5 - u) <= grown_x / 2 + 0.2
+                        covers &= abs(row + 0.5 - v) <= grown_y / 2 + 0.2
                         weight_here = kernel_x * kernel_y
                         fragments.append((row, column, weight_here, z2, front, covers, color))
 
