@@ -3,7 +3,7 @@
 Every source pixel is a point. It is drawn with a tent kernel whose footprint follows the local
 magnification m = (f_target / f_source) (z_source / z_target), separately in x and y:
 
-    R = clip(min(2 m - 3/2, 3/4 m + 1/4), 1, taps)  half-width in target pixels
+    R = clip(3/4 m, 1, taps)                        half-width in target pixels
     k = max(0, 1 - |du| / R) max(0, 1 - |dv| / R)   over a window of (2 * taps)^2 pixels, k > 1e-3
 
 1. scatter-min: z_min of each target pixel over the points that cover its centre, which are those

@@ -62,10 +62,7 @@ def splat_reference(
             u, v, _ = k2 @ (point / z2)
             grown_x = k2[0, 0] / k1[0, 0] * z1 / z2
             grown_y = k2[1, 1] / k1[1, 1] * z1 / z2
-            radius_x, radius_y = (
-                min(max(min(2 * grown - 1.5, 0.75 * grown + 0.25), 1), taps)
-                for grown in (grown_x, grown_y)
-            )
+            radius_x, radius_y = (min(max(0.75 * grown, 1), taps) for grown in (grown_x, grown_y))
             front = z2 - 2 * radius_x / max(grown_x, 0.1) * step(i, j, 0, 1)
             front -= 2 * radius_y / max(grown_y, 0.1) * step(i, j, 1, 0)
             left, top = int(np.floor(u - 0.5)), int(np.floor(v - 0.5))
