@@ -38,6 +38,8 @@ def compilation(config):
     if config.output.compilation_cache and not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path.home() / ".cache" / "recapture_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # JAX keeps what took a second; a preview is a hundred programs of a twentieth.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before or config.output.fast_compile)
     try:
