@@ -23,21 +23,26 @@ def compiler_options() -> dict[str, str] | None:
     return dict(_CPU_OPTIONS)
 
 
-def jit(function: Callable, **options: Any) -> Callable:
-    """`jax.jit` with `compiler_options()`, for whole programs: not inside another compiled function."""
-    return jax.jit(function, compiler_options=compiler_options(), **options)
+def jit(function: Callable | None = None, **options: Any) -> Callable:
+    """`jax.jit` with `compiler_options()`, as a function or a decorator (with options, too).
 
+    It looks for the device at the first call, so that importing a module starts none, and under a
+    transformation it is plain `jax.jit`: only whole programs take compiler options.
 
-def program(**options: Any) -> Callable[[Callable], Callable]:
-    """`jit` as a decorator of a module's function, which looks for the device at the first call."""
+    Returns:
+        The compiled function, with `lower` as `jax.jit` has it.
+    """
+    if function is None:
+        return functools.partial(jit, **options)
+    inner = jax.jit(function, **options)
+    outer = functools.cache(
+        lambda: jax.jit(function, compiler_options=compiler_options(), **options)
+    )
 
-    def decorate(function: Callable) -> Callable:
-        compiled = functools.cache(lambda: jit(function, **options))
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+        return (inner if traced else outer())(*args, **kwargs)
 
-        @functools.wraps(function)
-        def call(*args, **kwargs):
-            return compiled()(*args, **kwargs)
-
-        return call
-
-    return decorate
+    call.lower = lambda *args, **kwargs: outer().lower(*args, **kwargs)
+    return call

@@ -35,7 +35,7 @@ def test_a_program_looks_for_the_device_at_its_first_call(monkeypatch):
     asked = []
     monkeypatch.setattr(xla, "compiler_options", lambda: asked.append(1))
 
-    @xla.program(static_argnames="power")
+    @xla.jit(static_argnames="power")
     def raised(x, power):
         """Docstring."""
         return x**power
@@ -43,3 +43,14 @@ def test_a_program_looks_for_the_device_at_its_first_call(monkeypatch):
     assert not asked and raised.__doc__ == "Docstring."
     assert raised(3.0, power=2) == 9 and raised(2.0, power=3) == 8
     assert len(asked) == 1
+
+
+def test_under_a_transformation_it_is_plain():
+    """JAX takes compiler options for whole programs only."""
+    double = xla.jit(lambda x: 2 * x)
+    numbers = np.arange(3.0, dtype=np.float32)
+    want = 2 * numbers
+    np.testing.assert_array_equal(jax.lax.map(double, numbers), want)
+    np.testing.assert_array_equal(jax.jit(double)(numbers), want)
+    np.testing.assert_array_equal(jax.vmap(double)(numbers), want)
+    assert jax.grad(double)(1.0) == 2

@@ -70,7 +70,7 @@ def load_params(path: Path) -> dict:
     return restore_safetensors(path, abstract_params())
 
 
-@xla.program()
+@xla.jit
 def _estimate(params: dict, frames: jax.Array) -> jax.Array:
     """[B, H, W, 3] -> [B, H, W] at least MIN_DEPTH."""
     batch, height, width, _ = frames.shape

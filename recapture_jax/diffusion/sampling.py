@@ -155,7 +155,7 @@ def sample_steps(
     return x
 
 
-@xla.program(donate_argnames=("x",), static_argnames=("scales",))
+@xla.jit(donate_argnames=("x",), static_argnames=("scales",))
 def _compiled_step(denoise, x, sigma, sigma_next, step, cond, project, scales):
     return euler_step(denoise, x, sigma, sigma_next, step, cond, guidance=scales, project=project)
 

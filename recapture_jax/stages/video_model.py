@@ -76,7 +76,7 @@ class VideoModel:
 
     def encode(self, frames: jax.Array) -> jax.Array:
         """Frames `[T, H, W, 3]` in [0, 1] to unscaled latents `[T, h, w, c]`, one frame at a time."""
-        return jax.lax.map(lambda f: self._encode(self.params["vae"], f), frames)
+        return self._encode(self.params["vae"], frames)
 
     def encode_video(self, frames: jax.Array) -> jax.Array:
         """The latents that are diffused, `[T, h, w, c]`, scaled."""
@@ -139,9 +139,12 @@ class VideoModel:
 
     @functools.cached_property
     def _encode(self):
-        def run(params, frame):
-            images = (2.0 * frame - 1.0)[None, None]
-            return self.networks.vae.apply({"params": params}, images, method=VAE.encode)[0, 0]
+        def run(params, frames):
+            def encode(frame):
+                images = (2.0 * frame - 1.0)[None, None]
+                return self.networks.vae.apply({"params": params}, images, method=VAE.encode)[0, 0]
+
+            return jax.lax.map(encode, frames)
 
         return xla.jit(run)
 
