@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow parity-full lint format bench smoke clean
+.PHONY: demo test parity-full lint format bench smoke clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m recapture_jax.main --config=configs/orbit.py
@@ -13,10 +13,7 @@ smoke: $(VENV)/.base
 	$(BIN)/python -m recapture_jax.main --config=configs/orbit.py:smoke
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not slow and not full"
-
-test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not full"
 
 # One full-size U-Net (1.52 B random parameters) in float32 against diffusers: about 20 GB of memory.
 parity-full: $(VENV)/.test
