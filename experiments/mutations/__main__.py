@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from recapture_jax.models import layers, resnet, transformer, unet, unet_blocks
+from recapture_jax.models import attention, layers, resnet, transformer, unet, unet_blocks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests" / "parity"))
 
@@ -57,6 +57,12 @@ class _OnePassGroupNorm(layers.GroupNorm):
         return normed * scale[(None,) * (x.ndim - 1)] + bias[(None,) * (x.ndim - 1)]
 
 
+def _rounded_softmax_product(query, key, value):
+    logits = jnp.einsum("...nd,...md->...nm", query, key) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(logits, axis=-1).astype(jnp.bfloat16).astype(value.dtype)
+    return jnp.einsum("...nm,...md->...nd", weights, value)
+
+
 class _ConvolveThenUpsample(layers.Upsample):
     @nn.compact
     def __call__(self, x, size=None):
@@ -64,6 +70,14 @@ class _ConvolveThenUpsample(layers.Upsample):
         for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
             x = layers._nearest(x, axis, target)
         return x
+
+
+class _LinearUpsample(layers.Upsample):
+    @nn.compact
+    def __call__(self, x, size=None):
+        for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
+            x = _linear(x, axis, target)
+        return layers.per_frame(layers.conv2d(self.features, 3, "conv", self.dtype), x)
 
 
 class _GateFirst(layers._GatedProjection):
@@ -103,7 +117,7 @@ def _positions_from_one(positions, dim):
     return _SINUSOID(positions + shift, dim)
 
 
-_SINUSOID, _SOFTMAX = layers.sinusoid, jax.nn.softmax
+_SINUSOID = layers.sinusoid
 _GROUPNORM, _LAYERNORM = layers.GroupNorm, layers.LayerNorm
 _MIX, _DOWN = layers.MixFactor, layers.Downsample
 
@@ -118,26 +132,24 @@ PATCHES = {
     ),
     "temporal contexts of the two clips swapped": lambda: _intercept(_swap_temporal_contexts),
     "convolution before upsampling": lambda: _everywhere("Upsample", _ConvolveThenUpsample),
-    "bilinear upsampling": lambda: _everywhere("_nearest", _linear),
+    "bilinear upsampling": lambda: _everywhere("Upsample", _LinearUpsample),
     "sines before cosines": lambda: _everywhere("sinusoid", _sine_first),
     "frame positions from 1": lambda: _everywhere("sinusoid", _positions_from_one),
     "gate before value in GEGLU": lambda: _everywhere("_GatedProjection", _GateFirst),
     "temporal GroupNorm per frame": lambda: _everywhere("GroupNorm", _PerFrameTemporalNorm),
     "tanh GELU": lambda: _everywhere("_gated_gelu", lambda value, gate: value * jax.nn.gelu(gate)),
     "every GroupNorm epsilon 1e-5": lambda: _everywhere(
-        "GroupNorm", lambda epsilon, name: _GROUPNORM(1e-5, name=name)
+        "GroupNorm", lambda epsilon, groups, name: _GROUPNORM(1e-5, groups, name=name)
     ),
     "every GroupNorm epsilon 1e-6": lambda: _everywhere(
-        "GroupNorm", lambda epsilon, name: _GROUPNORM(1e-6, name=name)
+        "GroupNorm", lambda epsilon, groups, name: _GROUPNORM(1e-6, groups, name=name)
     ),
     "LayerNorm epsilon 1e-6": lambda: _everywhere(
         "LayerNorm", functools.partial(_LAYERNORM, epsilon=1e-6)
     ),
     "one-pass GroupNorm variance": lambda: _everywhere("GroupNorm", _OnePassGroupNorm),
     "attention weights rounded to bfloat16": lambda: mock.patch.object(
-        jax.nn,
-        "softmax",
-        lambda x, axis: _SOFTMAX(x, axis=axis).astype(jnp.bfloat16).astype(x.dtype),
+        attention, "_softmax_product", _rounded_softmax_product
     ),
 }
 
