@@ -63,20 +63,23 @@ def _rounded_softmax_product(query, key, value):
     return jnp.einsum("...nm,...md->...nd", weights, value)
 
 
+def _enlarged(x, size, resize):
+    for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
+        x = resize(x, axis, target)
+    return x
+
+
 class _ConvolveThenUpsample(layers.Upsample):
     @nn.compact
     def __call__(self, x, size=None):
         x = layers.per_frame(layers.conv2d(self.features, 3, "conv", self.dtype), x)
-        for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
-            x = layers._nearest(x, axis, target)
-        return x
+        return _enlarged(x, size, layers._nearest)
 
 
 class _LinearUpsample(layers.Upsample):
     @nn.compact
     def __call__(self, x, size=None):
-        for axis, target in zip((2, 3), size or (2 * x.shape[2], 2 * x.shape[3]), strict=True):
-            x = _linear(x, axis, target)
+        x = _enlarged(x, size, _linear)
         return layers.per_frame(layers.conv2d(self.features, 3, "conv", self.dtype), x)
 
 
