@@ -21,7 +21,7 @@ from absl import flags
 
 from recapture_jax import advice as advising
 from recapture_jax import cache as caching
-from recapture_jax import command, pictures, weights
+from recapture_jax import command, pictures
 from recapture_jax import config as configuration
 from recapture_jax.camera.describe import describe
 from recapture_jax.depth.base import DepthMap
@@ -109,6 +109,8 @@ def _model_config(config) -> dict:
     path = configuration.resolve_path(config.model.path)
     if config.variant in _MODELS and not path.exists():
         return _MODELS[config.variant]
+    from recapture_jax import weights  # half a second to import, with all networks
+
     return weights.read_config(path)
 
 

@@ -15,8 +15,8 @@ from recapture_jax.camera.trajectory import Trajectory, pivot_depth_from_depth
 from recapture_jax.evaluation.occlusion import occluded
 from recapture_jax.video import resize
 
-SIZES = {"tiny": (64, 96), "small": (128, 192), "full": (256, 384)}
-"""(height, width) in pixels; the published protocol is 'full'."""
+SIZES = {"tiny": (64, 96), "small": (96, 144), "full": (256, 384)}
+"""(height, width) in pixels; the published protocol is 'full', the small prior knows 'small'."""
 
 
 @dataclass(frozen=True)

@@ -83,22 +83,21 @@ def build_trajectory(
         raise InputError(f"cannot film {num_frames} frames: expected at least 1")
     if not (math.isfinite(pivot_depth) and pivot_depth > 0):
         raise InputError(f"pivot depth {pivot_depth} is impossible: expected a positive number")
-    intrinsics = jnp.asarray(intrinsics, jnp.float32)
+    intrinsics = np.asarray(intrinsics)
     if intrinsics.shape not in ((3, 3), (num_frames, 3, 3)):
         raise InputError(
             f"intrinsics have shape {intrinsics.shape}: expected (3, 3) or ({num_frames}, 3, 3)"
         )
     channels = _sum_channels(moves, num_frames)
     base, base_focal = _preset(moves, num_frames, pivot_depth)
-    focal = jnp.asarray(base_focal * _focal_factor(channels), jnp.float32)[:, None, None]
-    is_focal = jnp.diag(jnp.array([True, True, False]))[None]
-    cameras = Camera(
-        intrinsics=jnp.broadcast_to(intrinsics, (num_frames, 3, 3))
-        * jnp.where(is_focal, focal, 1.0),
-        world_from_camera=pose.compose(base, _poses(channels, pivot_depth)),
-    )
+    focal = (base_focal * _focal_factor(channels))[:, None, None]
+    lens = np.broadcast_to(intrinsics, (num_frames, 3, 3)) * np.where(_IS_FOCAL, focal, 1.0)
+    poses = pose.compose(base, _poses(channels, pivot_depth))
+    cameras = Camera(*(jnp.asarray(x, jnp.float32) for x in (lens, poses)))
     return Trajectory(cameras=cameras, pivot_depth=float(pivot_depth), name=label)
 
+
+_IS_FOCAL = np.diag([True, True, False])
 
 # Channels: one array [T] per degree of freedom, in radians, pivot depths and log focal.
 _Channels = dict[str, np.ndarray]
@@ -133,7 +132,7 @@ def _sum_channels(moves: Sequence[Move], num_frames: int) -> _Channels:
 
 def _preset(
     moves: Sequence[Move], num_frames: int, pivot_depth: float
-) -> tuple[jax.Array, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """`source_from_preset` `[T, 4, 4]` and the focal factor `[T]` of the sentence's preset."""
     named = [move for move in moves if move.is_preset]
     if len(named) > 1:
@@ -142,10 +141,11 @@ def _preset(
             "say the other in words"
         )
     if not named:
-        return jnp.eye(4), np.ones(num_frames)
+        return np.eye(4), np.ones(num_frames)
     poses, focal = PRESETS[named[0].name].path(named[0].progress(num_frames))
-    units = jnp.ones((4, 4)).at[:3, 3].set(pivot_depth)
-    return jnp.asarray(poses, jnp.float32) * units[None], focal
+    units = np.ones((4, 4))
+    units[:3, 3] = pivot_depth
+    return poses * units, focal
 
 
 def _focal_factor(channels: _Channels) -> np.ndarray:
@@ -158,20 +158,19 @@ def _focal_factor(channels: _Channels) -> np.ndarray:
     return np.exp(channels["zoom"]) * (before - channels["dolly_zoom"]) / before
 
 
-def _poses(channels: _Channels, pivot_depth: float) -> jax.Array:
-    """`source_from_target` `[T, 4, 4]` float32."""
-    angle = {k: jnp.asarray(v, jnp.float32) for k, v in channels.items()}
-    rise = jnp.asarray(channels["elevation"] + np.arcsin(channels["height"]), jnp.float32)
+def _poses(channels: _Channels, pivot_depth: float) -> np.ndarray:
+    """`source_from_target` `[T, 4, 4]`."""
+    rise = channels["elevation"] + np.arcsin(channels["height"])
     # Orbit right is a yaw to the left about the pivot, orbit up a tilt down about it.
-    circle = pose.compose(pose.rotation_y(-angle["azimuth"]), pose.rotation_x(-rise))
-    pivot = jnp.array([0.0, 0.0, pivot_depth], jnp.float32)
+    circle = pose.compose(pose.rotation_y(-channels["azimuth"]), pose.rotation_x(-rise))
+    pivot = np.array([0.0, 0.0, pivot_depth])
     source_from_orbit = pose.compose(pose.translation(pivot), circle, pose.translation(-pivot))
     offset = pivot_depth * np.stack(
         [channels["truck"], -channels["pedestal"], channels["dolly"] + channels["dolly_zoom"]], -1
     )
     head = pose.compose(
-        pose.rotation_y(angle["pan"]),
-        pose.rotation_x(angle["tilt"]),
-        pose.rotation_z(angle["roll"]),
+        pose.rotation_y(channels["pan"]),
+        pose.rotation_x(channels["tilt"]),
+        pose.rotation_z(channels["roll"]),
     )
-    return pose.compose(source_from_orbit, pose.translation(jnp.asarray(offset, jnp.float32)), head)
+    return pose.compose(source_from_orbit, pose.translation(offset), head)

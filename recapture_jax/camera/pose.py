@@ -5,37 +5,52 @@
 y down, z forward), hence a positive rotation about +y pans right, about +x tilts up and about +z
 rolls clockwise seen from behind the camera. Angles here are radians (film moves use degrees).
 Everything broadcasts over leading axes, is differentiable, and runs at full matmul precision: the
-default of TPUs and recent GPUs (8 to 10 mantissa bits) would shift pixels.
+default of TPUs and recent GPUs (8 to 10 mantissa bits) would shift pixels. What makes, chains and
+inverts poses computes NumPy arrays in NumPy, at their own precision: planning a path is a hundred
+small products, each of which JAX would compile for longer than a preview may take.
 """
+
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recapture_jax.geometry.safe_math import safe_divide, safe_norm
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+def _namespace(*arrays) -> types.ModuleType:
+    """numpy where all of the arrays are NumPy's, else jax.numpy."""
+    return np if all(isinstance(a, np.ndarray) for a in arrays) else jnp
+
+
 def from_rotation_translation(rotation: jax.Array, translation: jax.Array) -> jax.Array:
     """Pose `[..., 4, 4]` from a rotation `[..., 3, 3]` and a translation `[..., 3]`."""
-    batch = jnp.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
-    rotation = jnp.broadcast_to(rotation, (*batch, 3, 3))
-    translation = jnp.broadcast_to(translation, (*batch, 3))
-    top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
-    bottom = jnp.broadcast_to(jnp.array([0, 0, 0, 1], top.dtype), (*batch, 1, 4))
-    return jnp.concatenate([top, bottom], axis=-2)
+    xp = _namespace(rotation, translation)
+    batch = np.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    rotation = xp.broadcast_to(rotation, (*batch, 3, 3))
+    translation = xp.broadcast_to(translation, (*batch, 3))
+    top = xp.concatenate([rotation, translation[..., None]], axis=-1)
+    bottom = xp.broadcast_to(xp.array([0, 0, 0, 1], top.dtype), (*batch, 1, 4))
+    return xp.concatenate([top, bottom], axis=-2)
 
 
 def _axis_rotation(angle: jax.Array, first: int, second: int) -> jax.Array:
     """Rotation in the (first, second) plane that turns axis `first` towards axis `second`."""
-    angle = jnp.asarray(angle, jnp.result_type(angle, jnp.float32))
-    plane = jnp.zeros((4, 4), angle.dtype).at[first, first].set(1).at[second, second].set(1)
-    turn = jnp.zeros((4, 4), angle.dtype).at[second, first].set(1).at[first, second].set(-1)
-    rest = jnp.eye(4, dtype=angle.dtype) - plane
+    xp = _namespace(angle)
+    angle = xp.asarray(angle, jnp.result_type(angle, jnp.float32) if xp is jnp else angle.dtype)
+    plane, turn = np.zeros((4, 4)), np.zeros((4, 4))
+    plane[first, first] = plane[second, second] = turn[second, first] = 1
+    turn[first, second] = -1
     lead = (1,) * angle.ndim + (4, 4)
+    plane, turn, rest = (
+        xp.asarray(m.reshape(lead), angle.dtype) for m in (plane, turn, np.eye(4) - plane)
+    )
     angle = angle[..., None, None]
-    plane, turn, rest = (m.reshape(lead) for m in (plane, turn, rest))
-    return rest + jnp.cos(angle) * plane + jnp.sin(angle) * turn
+    return rest + xp.cos(angle) * plane + xp.sin(angle) * turn
 
 
 def rotation_x(angle: jax.Array) -> jax.Array:
@@ -55,24 +70,26 @@ def rotation_z(angle: jax.Array) -> jax.Array:
 
 def translation(offset: jax.Array) -> jax.Array:
     """Pose `[..., 4, 4]` that moves by `offset` `[..., 3]` without turning."""
-    return from_rotation_translation(jnp.eye(3, dtype=offset.dtype), offset)
+    return from_rotation_translation(np.eye(3, dtype=offset.dtype), offset)
 
 
 def compose(*poses: jax.Array) -> jax.Array:
     """Product of poses `[..., 4, 4]`, leading axes broadcast: `compose(a_from_b, b_from_c)`."""
-    batch = jnp.broadcast_shapes(*(pose.shape[:-2] for pose in poses))
-    result = jnp.broadcast_to(poses[0], (*batch, 4, 4))
-    for pose in poses[1:]:
-        pose = jnp.broadcast_to(pose, (*batch, 4, 4))
-        result = jnp.matmul(result, pose, precision=_HIGHEST)
-    return result
+    batch = np.broadcast_shapes(*(pose.shape[:-2] for pose in poses))
+    xp = _namespace(*poses)
+    poses = [xp.broadcast_to(pose, (*batch, 4, 4)) for pose in poses]
+    return functools.reduce(_product, poses)
 
 
 def inverse(a_from_b: jax.Array) -> jax.Array:
     """`b_from_a` `[..., 4, 4]` of a rigid `a_from_b`: the transposed rotation, no linear solve."""
-    rotation = jnp.swapaxes(a_from_b[..., :3, :3], -1, -2)
-    offset = -jnp.matmul(rotation, a_from_b[..., :3, 3:], precision=_HIGHEST)
+    rotation = a_from_b[..., :3, :3].swapaxes(-1, -2)
+    offset = -_product(rotation, a_from_b[..., :3, 3:])
     return from_rotation_translation(rotation, offset[..., 0])
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a @ b if _namespace(a, b) is np else jnp.matmul(a, b, precision=_HIGHEST)
 
 
 def transform_points(a_from_b: jax.Array, points_b: jax.Array) -> jax.Array:

@@ -56,9 +56,9 @@ def _aimed(share: np.ndarray, position: np.ndarray, focal: np.ndarray | float = 
 
 def _head(share: np.ndarray, pan: float = 0.0, tilt: float = 0.0, roll: float = 0.0) -> Poses:
     """A camera on the spot that turns by degrees."""
-    y, x, z = (jnp.asarray(np.radians(a) * share, jnp.float32) for a in (pan, tilt, roll))
+    y, x, z = (np.radians(a) * share for a in (pan, tilt, roll))
     turn = pose.compose(pose.rotation_y(y), pose.rotation_x(x), pose.rotation_z(z))
-    return np.asarray(turn, np.float64), np.ones(share.shape)
+    return turn, np.ones(share.shape)
 
 
 def _sphere(tool: str, share: np.ndarray, **amounts: float) -> Poses:

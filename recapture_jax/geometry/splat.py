@@ -223,33 +223,35 @@ def render_anchor(
 
 
 @functools.partial(jax.jit, static_argnames=("taps", "height", "width"))
-def _render_views(views, tau, tearing_threshold, *, taps, height, width):
+def _render_views(views, tau, tearing_threshold, **sizes):
     """One frame after the other: a frame's taps are much larger than the frame."""
+    return jax.lax.map(lambda view: _render_view(view, tau, tearing_threshold, **sizes), views)
 
-    def render(view):
-        colors, depth, valid, surfaces, source_intrinsics, camera = view
-        cameras = (source_intrinsics, camera.intrinsics, camera.world_from_camera)
-        keep = jnp.isfinite(depth) & (depth > 0)
-        if valid is not None:
-            keep &= valid
-        torn = None
-        if tearing_threshold is not None:
-            safe_depth = jnp.where(keep, depth, 1.0)
-            solid = keep if surfaces is None else keep & surfaces
-            torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=solid)
-        result = splat(
-            colors,
-            depth,
-            keep,
-            *cameras,
-            torn=torn,
-            taps=taps,
-            tau=tau,
-            adapt=True,
-            with_depth=False,
-            height=height,
-            width=width,
-        )
-        return result.colors, result.mask
 
-    return jax.lax.map(render, views)
+# A program of its own, so that it is traced once for clips of any length.
+@functools.partial(jax.jit, static_argnames=("taps", "height", "width"))
+def _render_view(view, tau, tearing_threshold, *, taps, height, width):
+    colors, depth, valid, surfaces, source_intrinsics, camera = view
+    cameras = (source_intrinsics, camera.intrinsics, camera.world_from_camera)
+    keep = jnp.isfinite(depth) & (depth > 0)
+    if valid is not None:
+        keep &= valid
+    torn = None
+    if tearing_threshold is not None:
+        safe_depth = jnp.where(keep, depth, 1.0)
+        solid = keep if surfaces is None else keep & surfaces
+        torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=solid)
+    result = splat(
+        colors,
+        depth,
+        keep,
+        *cameras,
+        torn=torn,
+        taps=taps,
+        tau=tau,
+        adapt=True,
+        with_depth=False,
+        height=height,
+        width=width,
+    )
+    return result.colors, result.mask

@@ -4,6 +4,7 @@ Multiview models for orbits plug in here later: they give other frames, the mask
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -115,15 +116,16 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory) -> Anchor:
         tau=config.tau,
         tearing_threshold=tearing_threshold(config, clip.size),
     )
-    empty = np.flatnonzero(~np.asarray(raw_mask).any(axis=(1, 2)))
+    # Traced while the splat runs, for nothing here waits for it yet.
+    finished, mask = _finish(frames, raw_mask, config.close // 2, config.erode)
+    raw_mask = np.asarray(raw_mask)
+    empty = np.flatnonzero(~raw_mask.any(axis=(1, 2)))
     if empty.size:
         raise InputError(
             f"nothing of the source is in view in frame {empty[0]} of {clip.num_frames} along "
             f"{path.name!r}; take a smaller move (config.camera.moves)"
         )
-    finish = jax.jit(_finish, static_argnums=(2, 3))
-    frames, mask = finish(frames, raw_mask, config.close // 2, config.erode)
-    return Anchor(np.asarray(frames), np.asarray(mask), np.asarray(raw_mask), path)
+    return Anchor(np.asarray(finished), np.asarray(mask), raw_mask, path)
 
 
 def tearing_threshold(config, size: tuple[int, int]) -> float | None:
@@ -131,6 +133,7 @@ def tearing_threshold(config, size: tuple[int, int]) -> float | None:
     return config.tearing * max(1.0, TEARING_SIDE / min(size)) or None
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _finish(frames: jax.Array, raw_mask: jax.Array, close: int, erode: int):
     def one(view):
         frame, mask = masks.close_small_holes(*view, close)

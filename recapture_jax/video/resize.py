@@ -9,10 +9,13 @@ pixel (i, j) has its centre at (j + 0.5, i + 0.5), and a point (u, v) of the sou
 
 import dataclasses
 import math
+from concurrent import futures
 
 import numpy as np
 
 from recapture_jax.errors import InputError
+
+_THREADS = 4  # a resize of one plane is not threaded in itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +225,14 @@ def resample(frames, size: tuple[int, int], box=None) -> np.ndarray:
     box = (box[0], box[1], min(box[2], width), min(box[3], height))  # undo float round-off
     planes = np.moveaxis(frames, -1, -3).reshape(-1, height, width)
     out = np.empty((len(planes), *size), np.float32)
-    for plane, target in zip(planes, out, strict=True):
+
+    def fill(target: np.ndarray, plane: np.ndarray) -> None:
         image = Image.fromarray(as_float(plane))  # one plane at a time: a 4K frame is 100 MB
-        target[:] = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-    np.clip(out, 0, 1, out=out)  # bicubic overshoots at edges
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+        np.clip(image, 0, 1, out=target)  # bicubic overshoots at edges
+
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, out, planes))
     return np.moveaxis(out.reshape(*frames.shape[:-3], frames.shape[-1], *size), -3, -1)
 
 

@@ -15,6 +15,7 @@ from recapture_jax.errors import InputError
 from recapture_jax.video.clip import Audio, exact_rate
 
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+_PNG_LEVEL = 3  # 6, the default, takes 2.5 times as long for 8 % fewer bytes
 
 
 def write_video(
@@ -77,7 +78,7 @@ def write_png(path, image, *, overwrite: bool = False) -> pathlib.Path:
         raise InputError(f"image has shape {image.shape}; expected [H, W, 3] or [H, W]")
     pixels = _uint8(_checked(image[None])[0])
     with atomic(path, overwrite) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=_PNG_LEVEL)
     return path
 
 
