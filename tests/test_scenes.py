@@ -14,10 +14,12 @@ from recapture_jax.scenes.render import render_frame, render_frame_index
 from recapture_jax.scenes.sampling import MAX_OBJECTS, MIN_OBJECTS, sample_scene
 from recapture_jax.scenes.scene import (
     BACKDROP,
+    GRAVITY,
     GROUND,
     KINDS,
     NUM_SLOTS,
     SURROUND,
+    height_of_fall,
     object_poses,
 )
 
@@ -163,6 +165,8 @@ def test_two_views_agree_under_exact_depth(i):
 
 def test_supersampling_averages_and_keeps_depth():
     scene, k, pose, rgb, depth, _ = view(1)
+    sharp = dataclasses.replace(scene.light, sun_radius=jnp.zeros(()))
+    scene = dataclasses.replace(scene, light=sharp)  # a soft shadow is made by the rays of a pixel
     fine, same_depth, _ = render(scene, 0.7, jnp.asarray(k), jnp.asarray(pose), HEIGHT, WIDTH, 2)
     np.testing.assert_array_equal(np.asarray(same_depth), depth)
     difference = np.abs(np.asarray(fine) - rgb)
@@ -208,6 +212,43 @@ def test_objects_stay_in_bounds_and_above_ground():
         assert (np.asarray(position)[..., 2] - reach)[near].min() > -1e-4
         horizontal = np.linalg.norm(np.asarray(position)[..., :2], axis=-1)
         assert (horizontal <= np.asarray(scenes.radius)[:, None] + 1e-4)[near].all()
+
+
+def test_a_third_starts_in_mid_air():
+    scenes, _ = many()
+    near = np.asarray(scenes.enabled) & ~np.asarray(BACKDROP)
+    motion = jax.tree.map(np.asarray, scenes.motion)
+    lifted = (motion.fall_height > 0) | (np.asarray(scenes.position)[..., 2] > 3.0)
+    falls = (motion.fall_height > 0)[near].mean()
+    assert 0.25 < falls < 0.33 and lifted[near].mean() >= falls
+
+
+def test_a_fall_obeys_gravity_and_ends():
+    height, bounce = 2.0, 0.5
+    fall = np.sqrt(2 * height / GRAVITY)
+    times = np.linspace(0.0, 4.0, 4001)
+    path = np.array(
+        height_of_fall(jnp.full(4001, height), jnp.full(4001, bounce), jnp.asarray(times))
+    )
+    flying = times < fall
+    np.testing.assert_allclose(path[flying], height - GRAVITY / 2 * times[flying] ** 2, atol=1e-5)
+    # the first flight is restitution^2 as high and restitution times as long as twice the fall
+    first = (times > fall) & (times < fall * (1 + 2 * bounce))
+    np.testing.assert_allclose(path[first].max(), height * bounce**2, rtol=1e-3)
+    assert path[np.searchsorted(times, fall * (1 + 2 * bounce))] < 0.02
+    rest = fall * (1 + 2 * bounce / (1 - bounce))
+    assert path.min() >= 0 and path[times > rest].max() < 1e-3
+
+
+def test_shadows_are_soft():
+    scene, k, pose, *_ = view(1)
+    seen = []
+    for radius in (0.0, 0.05):
+        light = dataclasses.replace(scene.light, sun_radius=jnp.float32(radius))
+        case = dataclasses.replace(scene, light=light)
+        seen.append(render(case, 0.7, jnp.asarray(k), jnp.asarray(pose), HEIGHT, WIDTH, 2)[0])
+    changed = np.abs(np.asarray(seen[1] - seen[0])).max(-1)
+    assert 0.002 < (changed > 0.01).mean() < 0.2
 
 
 def test_cameras_stay_outside_objects_and_above_ground():

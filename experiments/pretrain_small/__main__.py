@@ -24,11 +24,14 @@ _WORKDIR = flags.DEFINE_string(
 )
 _STAGE = flags.DEFINE_enum("stage", None, _STAGES, "What to do.", required=True)
 _CLIPS = flags.DEFINE_integer("clips", 3072, "Training clips to render.")
+_GRADUAL = flags.DEFINE_integer(
+    "gradual", 0, "render: training clips filmed by the protocol of experiments.kubric4d."
+)
 _HELD_OUT = flags.DEFINE_integer("held_out", 64, "Validation and test clips to render.")
 _PHOTOS = flags.DEFINE_string("photos", None, "photos: folder with images/ and videos/.")
 _PHOTO_CLIPS = flags.DEFINE_integer("photo_clips", 512, "Clips to make of photos and videos.")
 _SPLIT = flags.DEFINE_enum(
-    "split", "train", ("train", "photos"), "latents: clips to encode ahead of the stage unet."
+    "split", "train", data.TRAINING_SPLITS, "latents: clips to encode ahead of the stage unet."
 )
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the decoder's schedule; 0: none.")
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
@@ -55,6 +58,7 @@ def main(argv) -> None:
             ("train", _CLIPS.value),
         ):
             data.render_split(workdir, split, clips)
+        data.render_gradual(workdir, _GRADUAL.value)
     elif _STAGE.value == "photos":
         photos.write_clips(workdir, pathlib.Path(_PHOTOS.value or "."), _PHOTO_CLIPS.value)
     elif _STAGE.value == "vae":

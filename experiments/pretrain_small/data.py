@@ -5,13 +5,17 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from experiments.kubric4d import controls, rendered, rig
 from experiments.pretrain_small.architecture import FPS, HEIGHT, NUM_FRAMES, WIDTH
+from recapture_jax.scenes.cameras import motion_strength
 from recapture_jax.scenes.clips import clip_batches
 
 SHARD = 64  # clips
+TRAINING_SPLITS = ("train", "gradual", "photos")
 
 
 def write_shards(workdir: pathlib.Path, split: str, clips: int, make) -> None:
@@ -54,6 +58,32 @@ def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
     write_shards(workdir, split, clips, make)
 
 
+def render_gradual(workdir: pathlib.Path, clips: int) -> None:
+    """Renders `clips` training scenes as the protocol of `experiments.kubric4d` films them.
+
+    Its cameras are farther away and move farther than those of `render_split`. Scenes and moves of its
+    validation and test splits share nothing with these.
+    """
+    intrinsics = jnp.asarray(rig.intrinsics((HEIGHT, WIDTH)), jnp.float32)
+    lenses = jnp.broadcast_to(intrinsics, (NUM_FRAMES, 3, 3))
+
+    def film(index: int):
+        scene = rendered.make(index, "train")
+        control = controls.draw(f"train{index}", 0)
+        poses = jnp.asarray(control.poses(), jnp.float32)
+        times = rendered.seconds(control.frames())
+        frames, _, _ = rendered.film(scene, times, intrinsics, poses, (HEIGHT, WIDTH))
+        centre = jnp.asarray(rig.CENTRE, jnp.float32)
+        motion = motion_strength(lenses, poses, centre, scene.radius, WIDTH)
+        return np.round(np.asarray(frames) * 255).astype(np.uint8), float(motion)
+
+    def make(start: int):
+        frames, motion = zip(*(film(i) for i in range(start, start + SHARD)), strict=True)
+        return np.stack(frames), np.array(motion, np.float32)
+
+    write_shards(workdir, "gradual", clips, make)
+
+
 def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames `[N, T, H, W, 3]` uint8 and motion `[N]` of all shards on disk."""
     paths = sorted((workdir / "clips" / split).glob("[0-9]*.npz"))
@@ -66,8 +96,9 @@ def load_split(workdir: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarra
 
 
 def training_splits(workdir: pathlib.Path) -> list[str]:
-    """The splits to train on: rendered clips, and clips of photos where they were made."""
-    return [s for s in ("train", "photos") if s == "train" or (workdir / "clips" / s).is_dir()]
+    """The splits to train on: rendered clips, and the others where they were made."""
+    folder = workdir / "clips"
+    return [s for s in TRAINING_SPLITS if s == "train" or (folder / s).is_dir()]
 
 
 def load_training(workdir: pathlib.Path) -> np.ndarray:

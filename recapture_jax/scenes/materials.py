@@ -159,4 +159,5 @@ def sample_light(key, room) -> Light:
         clouds=jnp.where(draw.bernoulli(0.75), 1.0, 0.0) * (0.4 + 0.6 * overcast),
         hill_height=draw.uniform(0.04, 0.2),
         hill_phase=draw.uniform(0.0, 2.0 * jnp.pi, (3,)),
+        sun_radius=draw.uniform(0.005, 0.035),
     )

@@ -154,10 +154,11 @@ def _surface(scene, maps, point, index, axis):
     return columns, colors, local, normal, tuple(f.astype(jnp.float32) for f in flat)
 
 
-def _sun_and_occlusion(scene, maps, point, normal, index):
-    """Hard sun visibility [P] in {0, 1} and a soft ambient factor [P] from nearby objects."""
+def _sun_and_occlusion(scene, maps, point, normal, index, sun):
+    """Visibility [P] in {0, 1} of the point `sun` of the sun, and a soft ambient factor [P] from
+    nearby objects.
+    """
     matrices, centres = maps
-    sun = tuple(scene.light.sun_direction[i] for i in range(3))
     volume = jnp.cbrt(scene.size[:, 0] * scene.size[:, 1] * scene.size[:, 2])
 
     def body(slot, intersect, carry):
@@ -197,8 +198,22 @@ def _environment(scene, point):
     return above, z, coordinates
 
 
-def _shade(scene, maps, origin, direction, pixel):
-    """Linear colour (three [P]) of camera rays; `pixel` is a ray's width at unit depth."""
+def _point_of_sun(light, dx, dy):
+    """Direction to the point of the sun at (dx, dy) in [-1/2, 1/2]^2 across it: the rays of a pixel
+    see different ones, which makes its shadow soft.
+    """
+    sun = light.sun_direction
+    side = jnp.stack([-sun[1], sun[0], jnp.zeros(())])
+    side = side / jnp.sqrt(jnp.sum(side**2))
+    at = sun + 2.0 * light.sun_radius * (dx * side + dy * jnp.cross(sun, side))
+    return tuple(normalize(tuple(at[i] for i in range(3))))
+
+
+def _shade(scene, maps, origin, direction, pixel, within):
+    """Linear colour (three [P]) of camera rays.
+
+    pixel: a ray's width at unit depth; within: where in its pixel it is, as `_rays`.
+    """
     light = scene.light
     depth, index, axis = _cast(scene, maps, origin, direction)
     point = tuple(o + depth * d for o, d in zip(origin, direction, strict=True))
@@ -214,7 +229,8 @@ def _shade(scene, maps, origin, direction, pixel):
     footprint = jnp.where(around, pixel * 9.0, footprint)
     mix, noise, tint = textures.blend(material, local, flat, footprint)
 
-    lit, open_sky = _sun_and_occlusion(scene, maps, point, normal, index)
+    shadow_ray = _point_of_sun(light, *within)
+    lit, open_sky = _sun_and_occlusion(scene, maps, point, normal, index, shadow_ray)
     sun = tuple(light.sun_direction[i] for i in range(3))
     lambert = dot(normal, sun)
     wrapped = jnp.maximum(lambert, 0.0) * 0.9 + 0.1 * jnp.maximum(0.5 + 0.5 * lambert, 0.0)
@@ -285,7 +301,8 @@ def render_frame_index(scene, time, intrinsics, world_from_camera, height, width
     offsets = jnp.stack([jnp.tile(grid, samples), jnp.repeat(grid, samples)], axis=-1)
 
     def add(i, total):
-        rgb = _shade(scene, maps, *_rays(*camera, offsets[i, 0], offsets[i, 1]), pixel)
+        within = offsets[i, 0], offsets[i, 1]
+        rgb = _shade(scene, maps, *_rays(*camera, *within), pixel, within)
         # samples are averaged as displayed: bright edges then stay smooth
         return tuple(t + _display(c) for t, c in zip(total, rgb, strict=True))
 

@@ -15,15 +15,16 @@ from recapture_jax.scenes.scene import (
     rotation_about,
 )
 
-MIN_OBJECTS, MAX_OBJECTS = 3, 10
+MIN_OBJECTS, MAX_OBJECTS = 7, 22  # as Kubric-4D
 
 
 def _sample_motion(key, speed):
     """Motion of all slots as if there were no bounds, and which ones tumble or float."""
     draw = Draws(key, 1024)
     n = (NUM_SLOTS,)
-    # still, drift, bounce (with drift), orbit, spin upright, float and tumble
-    style = draw.choice((0.38, 0.17, 0.14, 0.08, 0.11, 0.12), n)
+    # still, drift, bounce (with drift), orbit, spin upright, float and tumble, fall: the last two, a
+    # third, start in mid-air
+    style = draw.choice((0.38, 0.12, 0.06, 0.05, 0.06, 0.04, 0.29), n)
     style = jnp.where(jnp.asarray(BACKDROP), 0, style)
     heading = draw.uniform(0.0, 2.0 * jnp.pi, n)
     reach = draw.uniform(0.6, 1.4, n)
@@ -39,8 +40,11 @@ def _sample_motion(key, speed):
     slow = draw.uniform(0.15, 0.3, n)
     tumbles = (style == 5) | ((style == 2) & draw.bernoulli(0.6, n))
     upright = jnp.asarray([[0.0, 0.0, 1.0]])
-    spins = (style == 4) | tumbles | ((style == 1) & draw.bernoulli(0.3, n))
+    spins = (style == 4) | tumbles | (style == 6) | ((style == 1) & draw.bernoulli(0.3, n))
     rate = sign * speed * draw.uniform(0.4, 1.6, n)
+    falls = style == 6
+    thrown = jnp.where(falls, draw.uniform(0.0, 0.8, n), 0.0)
+    aim = draw.uniform(0.0, 2.0 * jnp.pi, n)
     motion = Motion(
         drift=drift,
         drift_rate=jnp.where(reach > 0.0, pace / jnp.maximum(2.0 * reach, 0.1), 0.0),
@@ -51,9 +55,12 @@ def _sample_motion(key, speed):
         spin_axis=jnp.where(tumbles[:, None], draw.unit((NUM_SLOTS, 3)), upright),
         spin_rate=jnp.where(spins, rate, 0.0),
         phase=draw.uniform(0.0, 1.0, n),
+        fall_height=jnp.where(falls, draw.uniform(0.4, 3.0, n), 0.0),
+        restitution=draw.uniform(0.2, 0.6, n),
+        throw=thrown[:, None] * jnp.stack([jnp.cos(aim), jnp.sin(aim), 0.0 * aim], -1),
     )
     lift = jnp.where(style == 5, draw.uniform(0.2, 1.5, n), 0.0)
-    return motion, reach + orbit, tumbles, lift
+    return motion, reach + orbit + thrown, tumbles, lift
 
 
 def sample_scene(key) -> Scene:
@@ -74,7 +81,7 @@ def sample_scene(key) -> Scene:
 
     # sizes shrink a little in crowded scenes; proportions vary, balls are common
     scale = jnp.exp(draw.uniform(jnp.log(0.45), jnp.log(1.4), (NUM_SLOTS, 1)))
-    scale = scale * radius / 4.2 * (1.15 - 0.035 * count)
+    scale = scale * radius / 4.2 * (1.1 - 0.028 * count)
     ratio = draw.uniform(0.5, 1.0, (NUM_SLOTS, 3))
     ball = (kind == primitives.ELLIPSOID) & draw.bernoulli(0.6, (NUM_SLOTS,))
     ratio = jnp.where(ball[:, None], 0.8, ratio)
