@@ -130,6 +130,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         0.0  # pull of the sampler towards the anchor where it is known; 1: all the way
     )
     generate.known_sigma_min = 1.0  # noise level below which the sampler is free again
+    generate.keep_pixels = False  # the result has the anchor's own pixels where it is known
     generate.decode_chunk = 0  # frames decoded at once; 0: all
 
     config.mesh = mesh = ml_collections.ConfigDict()

@@ -58,3 +58,26 @@ def test_the_whole_sampling_ends_at_a_fully_known_anchor(tiny_model, anchor, con
 def test_no_weight_no_projection(tiny_model, anchor, config):
     config.known_weight = 0.0
     assert generate.keep_known(tiny_model, anchor, config) is None
+
+
+def test_kept_pixels_are_the_anchors_and_fade_towards_holes(anchor):
+    made = np.full(anchor.frames.shape, 0.5, np.float32)
+    kept = generate.keep_pixels(made, anchor)
+    np.testing.assert_allclose(kept[0], anchor.frames[0], atol=1e-6)  # nothing unknown
+    away = 16 - int(generate.FADE) + 1  # columns as far from the hole as the fade reaches
+    np.testing.assert_allclose(kept[1:, :, :away], anchor.frames[1:, :, :away], atol=1e-6)
+    np.testing.assert_array_equal(kept[1:, :, 16:], made[1:, :, 16:])
+    share = 1 / generate.FADE
+    edge = share * anchor.frames[1:, :, 15] + (1 - share) * made[1:, :, 15]
+    np.testing.assert_allclose(kept[1:, :, 15], edge, atol=1e-6)
+
+
+def test_a_run_keeps_pixels_only_where_it_is_asked_to(tiny_model, anchor, config):
+    config.known_weight = 0.0
+    results = []
+    for keep in (False, True):
+        config.keep_pixels = keep
+        results.append(generate.generate(tiny_model, anchor, {}, config, seed=0))
+    config.keep_pixels = False
+    np.testing.assert_array_equal(results[1], generate.keep_pixels(results[0], anchor))
+    assert np.abs(results[0] - results[1]).max() > 1e-3

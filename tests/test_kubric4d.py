@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kubric4d_miniature import MOVE, SMALL, VIEWS, miniature_sample, write_miniature
+from scipy import ndimage
 
 from experiments.kubric4d import examples, layout, protocol, rendered, rig
 from recapture_jax.evaluation.images import psnr
@@ -86,9 +87,10 @@ def test_recorded_sample_is_the_same_scene_splatted(miniature, sample):
         score = psnr(recorded.truth[t], sample.truth[t], ~sample.occluded[t])
         wrong = psnr(recorded.truth[t], sample.truth[13 - t], ~sample.occluded[t])
         assert score > 17 and score > wrong + 3
-    both = (recorded.occluded & sample.occluded)[-1].sum()
-    assert both > 0.6 * sample.occluded[-1].sum()  # narrow holes close and edges recede
-    assert both > 0.7 * recorded.occluded[-1].sum()
+    # The splat's points are wide: narrow holes close and edges recede, but what is black is hidden.
+    wide = ndimage.binary_erosion(sample.occluded[-1], iterations=3)
+    assert recorded.occluded[-1][wide].mean() > 0.9
+    assert sample.occluded[-1][recorded.occluded[-1]].mean() > 0.95
     faithful = protocol.recorded_sample(
         root, "scn00003", MOVE, SMALL, **options | {"faithful": True}
     )

@@ -7,10 +7,11 @@ import pytest
 from kubric4d_miniature import MOVE, SMALL, miniature_sample, write_miniature
 
 from experiments.kubric4d import __main__ as command
-from experiments.kubric4d import controls, protocol, records, report, rig, rows
+from experiments.kubric4d import controls, distances, protocol, records, report, rig, rows
 from recapture_jax.config import default_config
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation.images import psnr
+from recapture_jax.evaluation.temporal import warp_error
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
         return {trained[0]: f"lora {len(fits)}"}, {}
 
     def generate(model, anchor, loras, config, seed):
-        samples.append((loras, config.sdedit_sigma))
+        held = (config.known_weight, config.keep_pixels)
+        samples.append((loras, config.sdedit_sigma, *held))
         return np.full((*anchor.frames.shape[:3], 3), 0.5, np.float32)
 
     monkeypatch.setattr(rows.tune_stage.Tuner, "fit", fit)
@@ -93,11 +95,13 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
     ]
     both = {"spatial": "lora 3", "temporal": "lora 4"}
     assert samples == [
-        ({}, 0.0),
-        ({"temporal": "lora 1"}, 0.0),
-        ({"temporal": "lora 2"}, 0.0),
-        (both, 0.0),
-        (both, 0.7),
+        ({}, 0.0, 0.0, False),
+        ({"temporal": "lora 1"}, 0.0, 0.0, False),
+        ({"temporal": "lora 2"}, 0.0, 0.0, False),
+        (both, 0.0, 0.0, False),
+        (both, 0.7, 0.0, False),
+        (both, 0.7, 1.0, False),
+        (both, 0.7, 1.0, True),
     ]
     assert config.generate.sdedit_sigma == 0.7  # the configuration itself is left alone
 
@@ -126,6 +130,7 @@ def entries(row, values, occ=None):
             "row": row,
             "scores": {"psnr_all": [90.0, v, v + 1], "psnr_occ": [None, occ, occ]},
             "flicker": 0.9,
+            "warp": 0.001 * i,
             "seconds": 1.0,
         }
         for i, v in enumerate(values)
@@ -136,9 +141,10 @@ def test_tables_show_means_intervals_and_paired_differences():
     lines = entries("vanilla", [10.0, 20.0, 30.0], 8.0)
     lines += entries("temporal_unmasked", [11.0, 21.1, 30.9])
     text = report.table(lines, "1-13")
-    assert text.splitlines()[0] == "| row | PSNR all | PSNR occ | flicker | seconds |"
+    assert text.splitlines()[0] == "| row | PSNR all | PSNR occ | flicker | warp | seconds |"
     cells = text.splitlines()[2].split(" | ")
     assert cells[1] == "20.50 ± 24.84" and cells[2] == "8.00 ± 0.00"
+    assert cells[4] == "1.00 ± 2.48"  # thousandths
     assert text.splitlines()[3].split(" | ")[2] == "-"
     assert "| 21.00 ± 24.84 |" in report.table(lines, "last")
     difference = report.differences(lines, "1-13").splitlines()[2]
@@ -146,7 +152,7 @@ def test_tables_show_means_intervals_and_paired_differences():
     assert report.differences(entries("source", [1.0]), "last") == ""
 
 
-def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch):
     out = tmp_path / "out"
     options = ["--scenes=1", "--size=tiny", "--lpips=none", "--rows=source,filled"]
     flags = command.parse([*options, f"--out={out}"])
@@ -161,9 +167,44 @@ def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch, capsys):
         command.run(command.parse(["--rows=fancy"]))
     with pytest.raises(InputError, match="--lpips=resnet"):
         command.run(command.parse(["--lpips=resnet"]))
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="--frechet=kid"):
+        command.run(command.parse(["--frechet=kid"]))
+    with pytest.raises(InputError, match="scenes"):
         command.parse(["--scenes=0"])
-    assert "at least 1 scene" in capsys.readouterr().err
+
+
+def test_distances_are_of_the_clips_that_row_and_truth_share(tmp_path):
+    def network(values):
+        return values.reshape(len(values), -1)[:, :5]
+
+    rng = np.random.default_rng(0)
+    clips = rng.random((4, 3, 2, 2, 3))
+    networks = {"fvd": lambda: network, "fid": lambda: network}
+    store = distances.FeatureStore(tmp_path, ("fvd", "fid"), networks)
+    for i, clip in enumerate(clips):
+        store.add(distances.TRUTH, f"scn{i}", clip)
+        store.add("source", f"scn{i}", clip)
+        if i < 3:
+            store.add("filled", f"scn{i}", clip + 0.1)
+    store.add("vanilla", "scn0", clips[0])
+    found = store.distances(("source", "filled", "vanilla"))
+    assert found["source"]["fvd"] == pytest.approx(0.0, abs=1e-6)
+    assert found["filled"]["fvd"] == pytest.approx(5 * 0.1**2, rel=1e-4)  # a shift of five features
+    assert found["filled"]["fid"] == pytest.approx(5 * 0.1**2, rel=1e-4)
+    assert "vanilla" not in found or "fvd" not in found["vanilla"]  # one clip has no covariance
+    again = distances.FeatureStore(tmp_path, ("fvd",), {"fvd": lambda: None})  # read, not computed
+    again.add("source", "scn0", clips[0])
+    assert again.distances(("source",))["source"]["fvd"] == found["source"]["fvd"]
+    text = report.distance_table(found)
+    assert text.splitlines()[0] == "| row | FID | FVD |"
+    assert "| source copied | 0.0 | 0.0 |" in text
+
+
+def test_warp_error_of_the_truth_is_that_of_the_renderers_edges(sample):
+    assert sample.seen.mean() > 0.5
+    exact = warp_error(sample.truth, sample.flow, sample.seen)
+    unmoved = warp_error(sample.truth, np.zeros_like(sample.flow), sample.seen)
+    assert exact < 0.5 * unmoved
 
 
 def test_the_command_reads_the_real_layout(tmp_path, miniature, monkeypatch):

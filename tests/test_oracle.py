@@ -158,6 +158,7 @@ def test_bench_times_both_and_scores_both():
 
 
 def test_command_refuses_nonsense():
-    command = [sys.executable, "-m", "experiments.oracle", "--clips", "0"]
+    command = [sys.executable, "-m", "experiments.oracle", "--clips=0"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "at least 1 clip" in done.stderr
+    assert done.returncode == 2 and "--clips=0" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,22 +1,24 @@
 """Memory and FLOPs of one temporal tuning step, before any device is rented.
 
-`python -m experiments.bench.memory [--frames 14 --height 576 --width 1024 --remat full
---attention chunked --dtype bfloat16]`: nothing is allocated and nothing runs; all is from shapes.
+`python -m experiments.bench.memory [--frames=14 --height=576 --width=1024 --remat=full
+--attention=chunked --dtype=bfloat16]`: nothing is allocated and nothing runs; all is from shapes.
 
 * "saved": what automatic differentiation keeps from the forward to the backward pass, counted by
-  tracing alone (`--trace-only` stops there). It holds for every device.
+  tracing alone (`--trace_only` stops there). It holds for every device.
 * "temporaries", FLOPs: the plan of XLA:CPU for the whole step (temporal LoRA over the frozen
   U-Net, forward and backward, AdamW). Another compiler fuses and widens otherwise: see memory.md.
 """
 
-import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
+from experiments import command
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models.unet import UNet, UNetConfig
@@ -123,35 +125,45 @@ def _shape(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=14)
-    parser.add_argument("--height", type=int, default=576, help="pixels")
-    parser.add_argument("--width", type=int, default=1024, help="pixels")
-    parser.add_argument("--remat", default="full", choices=REMAT_POLICIES)
-    parser.add_argument("--attention", default="chunked", choices=("auto", "xla", "chunked"))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--trace-only", action="store_true", help="do not compile")
-    flags = parser.parse_args()
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
 
+    Raises:
+        InputError: a bad flag.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    whole, pick = flags.DEFINE_integer, flags.DEFINE_enum
+    whole("frames", 14, "of the anchor", lower_bound=1, **own)
+    whole("height", 576, "pixels", lower_bound=FACTOR, **own)
+    whole("width", 1024, "pixels", lower_bound=FACTOR, **own)
+    pick("remat", "full", list(REMAT_POLICIES), "of the U-Net", **own)
+    pick("attention", "chunked", ["auto", "xla", "chunked"], "of the U-Net", **own)
+    pick("dtype", "bfloat16", ["bfloat16", "float32"], "of the U-Net", **own)
+    whole("rank", 16, "of the temporal LoRA", lower_bound=1, **own)
+    flags.DEFINE_bool("trace_only", False, "do not compile", **own)
+    return command.parse(values, arguments, __doc__)
+
+
+def main(given: flags.FlagValues) -> None:
+    """Prints what the step keeps and, unless --trace_only, what its plan takes."""
     case = Case(
-        UNetConfig(num_frames=flags.frames),
-        flags.frames,
-        flags.height,
-        flags.width,
-        flags.remat,
-        flags.attention,
-        jnp.dtype(flags.dtype),
-        flags.rank,
+        UNetConfig(num_frames=given.frames),
+        given.frames,
+        given.height,
+        given.width,
+        given.remat,
+        given.attention,
+        jnp.dtype(given.dtype),
+        given.rank,
     )
     print(
-        f"{case.frames} x {case.height} x {case.width}, {flags.dtype}, remat {case.remat}, "
+        f"{case.frames} x {case.height} x {case.width}, {given.dtype}, remat {case.remat}, "
         f"attention {case.attention}, rank {case.rank}"
     )
     start = time.time()
     print(f"  saved        {saved_bytes(case) / 2**30:.2f} GiB", flush=True)
-    if not flags.trace_only:
+    if not given.trace_only:
         for name, value in report(compile_step(case)).items():
             text = f"{value / 1e12:.2f} T" if name == "flops" else f"{value / 2**30:.2f} GiB"
             print(f"  {name:12s} {text}")
@@ -159,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.main(lambda: main(parse()))

@@ -1,6 +1,6 @@
 """Cost and correctness of one splatted frame, ours against the public forward warper's rule.
 
-`python -m experiments.bench.splat [--height 576 --width 1024 --frames 4 --repeats 5]`: one rendered
+`python -m experiments.bench.splat [--height=576 --width=1024 --frames=4 --repeats=5]`: one rendered
 scene with exact depth, the same moves for all, and for each the time per frame of a clip (the best
 of the repeats, wall clock and CPU seconds, as other work on the machine lengthens the former) beside
 PSNR on known pixels, false-known rate and holes against the exact novel view.
@@ -12,18 +12,19 @@ all that an anchor needs; "public, all" does what one call of the published code
 (`baselines.bilinear_with_depth`).
 """
 
-import argparse
 import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from absl import flags
 
+from experiments import command
 from experiments.oracle import baselines, measure, views
 from recapture_jax.config import default_config
 from recapture_jax.geometry.splat import render_anchor
@@ -124,15 +125,26 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, default=576, help="pixels")
-    parser.add_argument("--width", type=int, default=1024, help="pixels")
-    parser.add_argument("--frames", type=int, default=4, help="of the clip")
-    parser.add_argument("--repeats", type=int, default=5)
-    flags = parser.parse_args()
-    print(table(compare(flags.height, flags.width, flags.repeats, frames=flags.frames)))
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    whole = flags.DEFINE_integer
+    whole("height", 576, "pixels", lower_bound=16, **own)
+    whole("width", 1024, "pixels", lower_bound=16, **own)
+    whole("frames", 4, "of the clip", lower_bound=1, **own)
+    whole("repeats", 5, "timed calls, of which the quickest counts", lower_bound=1, **own)
+    return command.parse(values, arguments, __doc__)
+
+
+def main(given: flags.FlagValues) -> str:
+    """Measures and returns the table."""
+    return table(compare(given.height, given.width, given.repeats, frames=given.frames))
 
 
 if __name__ == "__main__":
-    main()
+    command.main(lambda: main(parse()))

@@ -8,26 +8,26 @@ Without --data the scenes are rendered (exact truth); with it they are read in K
 the truth is splatted as GCD does. A run that was stopped goes on where it was.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
-from experiments.kubric4d import controls, layout, protocol, report, rig, rows
+from experiments import command
+from experiments.kubric4d import controls, distances, layout, protocol, report, rig, rows
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
-from recapture_jax import cache, first_stage, terminal, weights
+from recapture_jax import cache, first_stage, weights
 from recapture_jax import config as configuration
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation import optional, perceptual
 from recapture_jax.evaluation.images import frame_scores
-from recapture_jax.evaluation.temporal import temporal_flickering
+from recapture_jax.evaluation.temporal import temporal_flickering, warp_error
 from recapture_jax.pictures import contact_sheet
 from recapture_jax.progress import say
 from recapture_jax.video.write import write_png
@@ -35,34 +35,36 @@ from recapture_jax.video.write import write_png
 PICTURED = (0, 6, 13)  # frames of the figures
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.kubric4d", description=__doc__.splitlines()[0]
-    )
-    add = parser.add_argument
-    add("--scenes", type=int, default=2, help="how many")
-    add("--first", type=int, default=0, help="number of the first; Kubric-4D's test split: 2900")
-    add("--size", choices=SIZES, default="small", help="full is the published protocol")
-    add("--rows", default="classical", help="classical, model, all, or names joined by commas")
-    add("--lpips", default="auto", help="vgg, alex, both, none; auto: vgg where it is installed")
-    add("--data", type=pathlib.Path, help="folder of Kubric-4D; without it scenes are rendered")
-    add("--clean", action="store_true", help="with --data: none of GCD's quirks (own data)")
-    add("--views", type=int, default=len(rig.VIEWS), help="with --data: merge views 0..n-1")
-    add("--controls", type=pathlib.Path, help="JSON of moves; without it they are drawn")
-    add("--samples", type=int, default=1, help="moves drawn per scene")
-    add("--split", choices=("train", "validation", "test"), default="test", help="rendered scenes")
-    add("--seed", type=int, default=0, help="of rendered scenes and drawn moves")
-    add("--variant", choices=configuration.VARIANTS, default="small", help="of the configuration")
-    add("--model", help="folder of the video model; default: the variant's")
-    add("--steps", type=int, help="of tuning each LoRA; default: the variant's")
-    add("--out", type=pathlib.Path, default=pathlib.Path("outputs/kubric4d"))
-    flags = parser.parse_args(arguments)
-    if min(flags.scenes, flags.samples) < 1 or flags.first < 0:
-        parser.error("expected at least 1 scene and 1 sample, and --first of 0 or more")
-    if not rig.SOURCE_VIEW < flags.views <= len(rig.VIEWS):
-        parser.error(f"--views: expected {rig.SOURCE_VIEW + 1} to {len(rig.VIEWS)}")
-    return flags
+def parse(arguments: list[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    whole, word, pick = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_enum
+    whole("scenes", 2, "how many", lower_bound=1, **own)
+    whole("first", 0, "number of the first; Kubric-4D's test split: 2900", lower_bound=0, **own)
+    pick("size", "small", list(SIZES), "full is the published protocol", **own)
+    word("rows", "classical", "classical, model, all, or names joined by commas", **own)
+    word("lpips", "auto", "vgg, alex, both, none; auto: vgg where it is installed", **own)
+    word("frechet", "none", "distances over all scenes: fvd, fid, both, none", **own)
+    command.define_path("data", None, "folder of Kubric-4D; without it scenes are rendered", values)
+    flags.DEFINE_bool("clean", False, "with --data: none of GCD's quirks (own data)", **own)
+    low, high = rig.SOURCE_VIEW + 1, len(rig.VIEWS)
+    bounds = {"lower_bound": low, "upper_bound": high}
+    whole("views", high, "with --data: merge views 0..n-1", **bounds, **own)
+    command.define_path("controls", None, "JSON of moves; without it they are drawn", values)
+    whole("samples", 1, "moves drawn per scene", lower_bound=1, **own)
+    pick("split", "test", ["train", "validation", "test"], "of rendered scenes", **own)
+    whole("seed", 0, "of rendered scenes and drawn moves", lower_bound=0, **own)
+    variants = list(configuration.VARIANTS)
+    pick("variant", "small", variants, "of the configuration", **own)
+    word("model", None, "folder of the video model; default: the variant's", **own)
+    whole("steps", None, "of tuning each LoRA; default: the variant's", lower_bound=1, **own)
+    command.define_path("out", "outputs/kubric4d", "folder of the results", values)
+    return command.parse(values, arguments, __doc__)
 
 
 def wanted_rows(text: str) -> tuple[str, ...]:
@@ -99,76 +101,76 @@ def networks(text: str) -> tuple[str, ...]:
     return known[text]
 
 
-def moves(flags: argparse.Namespace) -> tuple[list[str], controls.Controls]:
+def moves(given: flags.FlagValues) -> tuple[list[str], controls.Controls]:
     """Names of the scenes and their moves.
 
     Raises:
         InputError: the data or the controls lack scenes.
     """
-    names = [f"scn{i:05d}" for i in range(flags.first, flags.first + flags.scenes)]
-    if flags.data:
-        there = [n for n in layout.scenes(layout.data_root(flags.data)) if n >= names[0]]
-        if len(there) < flags.scenes:
+    names = [f"scn{i:05d}" for i in range(given.first, given.first + given.scenes)]
+    if given.data:
+        there = [n for n in layout.scenes(layout.data_root(given.data)) if n >= names[0]]
+        if len(there) < given.scenes:
             raise InputError(
-                f"{flags.data} holds {len(there)} scenes from {names[0]} on, {flags.scenes} wanted: "
+                f"{given.data} holds {len(there)} scenes from {names[0]} on, {given.scenes} wanted: "
                 "lower --scenes or --first"
             )
-        names = there[: flags.scenes]
-    if not flags.controls:
-        return names, controls.generate(names, flags.samples, flags.seed)
-    given = controls.read(flags.controls)
-    if missing := [n for n in names if n not in given]:
-        raise InputError(f"{flags.controls} has no moves for {missing[0]}")
-    picked = {n: dict(sorted(given[n].items())[: flags.samples]) for n in names}
+        names = there[: given.scenes]
+    if not given.controls:
+        return names, controls.generate(names, given.samples, given.seed)
+    recorded = controls.read(given.controls)
+    if missing := [n for n in names if n not in recorded]:
+        raise InputError(f"{given.controls} has no moves for {missing[0]}")
+    picked = {n: dict(sorted(recorded[n].items())[: given.samples]) for n in names}
     return names, picked
 
 
-def samples(flags: argparse.Namespace, records: Records, wanted) -> Iterator[tuple]:
+def samples(given: flags.FlagValues, records: Records, wanted) -> Iterator[tuple]:
     """(scene, sample name, control, Sample) of everything that is not measured yet."""
-    names, drawn = moves(flags)
-    size = SIZES[flags.size]
+    names, drawn = moves(given)
+    size = SIZES[given.size]
     for scene in names:
         for name, control in drawn[scene].items():
             if all(records.has(scene, name, row) for row in wanted):
                 continue
-            if flags.data:
-                root = layout.data_root(flags.data)
-                views = range(flags.views)
+            if given.data:
+                root = layout.data_root(given.data)
+                views = range(given.views)
                 sample = protocol.recorded_sample(
-                    root, scene, control, size, views=views, faithful=not flags.clean
+                    root, scene, control, size, views=views, faithful=not given.clean
                 )
             else:
                 index = int(scene.removeprefix("scn"))
-                sample = protocol.rendered_sample(index, control, size, flags.split, flags.seed)
+                sample = protocol.rendered_sample(index, control, size, given.split, given.seed)
             yield scene, name, control, sample
 
 
-def settings_of(flags: argparse.Namespace, config, lpips: tuple[str, ...]) -> dict:
+def settings_of(given: flags.FlagValues, config, lpips: tuple[str, ...]) -> dict:
     """What all records of a folder share."""
     kind = "exact views of rendered scenes"
-    if flags.data:
-        kind = "points splatted" + (", no quirks" if flags.clean else " as GCD does")
-    own = f"our own, seed {flags.seed} (protocol-equivalent, not the published ones)"
+    if given.data:
+        kind = "points splatted" + (", no quirks" if given.clean else " as GCD does")
+    own = f"our own, seed {given.seed} (protocol-equivalent, not the published ones)"
     groups = json.loads(config.to_json())
     return {
-        "size": list(SIZES[flags.size]),
+        "size": list(SIZES[given.size]),
         "truth": kind,
-        "data": str(flags.data or f"rendered, {flags.split} split, seed {flags.seed}"),
-        "views": flags.views,
-        "controls": cache.file_hash(flags.controls)[:12] if flags.controls else own,
+        "data": str(given.data or f"rendered, {given.split} split, seed {given.seed}"),
+        "views": given.views,
+        "controls": cache.file_hash(given.controls)[:12] if given.controls else own,
         "lpips": list(lpips),
         "config": {n: groups[n] for n in ("anchor", "model", "lora", "tune", "generate", "seed")},
     }
 
 
-def configured(flags: argparse.Namespace):
+def configured(given: flags.FlagValues):
     """The configuration of a run, for the anchor and the model rows."""
-    config = configuration.default_config(flags.variant)
+    config = configuration.default_config(given.variant)
     config.anchor.tearing = 0.0  # the depth is exact, so nothing is torn
-    if flags.model:
-        config.model.path = flags.model
-    if flags.steps:
-        config.tune.steps = flags.steps
+    if given.model:
+        config.model.path = given.model
+    if given.steps:
+        config.tune.steps = given.steps
     configuration.validate(config)
     return config
 
@@ -202,26 +204,29 @@ def picture(folder: pathlib.Path, clips: dict[str, np.ndarray]) -> None:
     write_png(folder / "sheet.png", sheet, overwrite=True)
 
 
-def run(flags: argparse.Namespace) -> str:
+def run(given: flags.FlagValues) -> str:
     """Measures what is missing and returns the tables.
 
     Raises:
         InputError: bad flags or data, or a package that a row or measure needs is missing.
     """
-    wanted, used = wanted_rows(flags.rows), networks(flags.lpips)
-    config = configured(flags)
-    settings = settings_of(flags, config, used)
-    records = Records(flags.out, settings)
-    distances = [perceptual.load(n) for n in used]
+    wanted, used = wanted_rows(given.rows), networks(given.lpips)
+    kinds = distances.kinds(given.frechet)
+    config = configured(given)
+    settings = settings_of(given, config, used)
+    records = Records(given.out, settings)
+    perceptual_distances = [perceptual.load(n) for n in used]
+    store = distances.FeatureStore(given.out / "features", kinds)
     loaded = rows.Lazy(lambda: weights.load_model(configuration.resolve_path(config.model.path)))
     # The small prior was trained at a size near 'small' and knows no larger one.
-    small = flags.variant in ("small", "smoke") and flags.size == "full"
-    work_size = SIZES["small" if small else flags.size]
+    small = given.variant in ("small", "smoke") and given.size == "full"
+    work_size = SIZES["small" if small else given.size]
     with first_stage.compilation(config):
-        for scene, name, control, sample in samples(flags, records, wanted):
+        for scene, name, control, sample in samples(given, records, wanted):
             make = makers(sample, config, loaded, work_size)
             hidden = np.repeat(sample.occluded[..., None], 3, axis=-1)
             clips = {"truth": sample.truth, "occluded": hidden}
+            store.add(distances.TRUTH, f"{scene}_{name}", sample.truth)
             for row in wanted:
                 if records.has(scene, name, row):
                     continue
@@ -229,18 +234,23 @@ def run(flags: argparse.Namespace) -> str:
                 frames = make(row)
                 seconds = time.perf_counter() - begin
                 scores = frame_scores(frames, sample.truth, sample.occluded)
-                for lpips in distances:
+                for lpips in perceptual_distances:
                     scores |= lpips.frame_scores(frames, sample.truth, sample.occluded)
                 record = {"scene": scene, "sample": name, "row": row, "truth": sample.kind}
                 record |= {"control": asdict(control), "seconds": seconds, "scores": scores}
-                records.add(record | {"flicker": temporal_flickering(frames)})
+                record["flicker"] = temporal_flickering(frames)
+                if sample.flow is not None:
+                    record["warp"] = warp_error(frames, sample.flow, sample.seen)
+                store.add(row, f"{scene}_{name}", frames)
+                records.add(record)
                 clips[row] = frames
                 say(f"{scene} {name} {row}: {seconds:.1f} s")
-            picture(flags.out / "pictures" / f"{scene}_{name}", clips)
-    text = report.document(records.lines, settings)
-    (flags.out / "table.md").write_text(text)
+            picture(given.out / "pictures" / f"{scene}_{name}", clips)
+    found = store.distances((*rows.CLASSICAL, *rows.MODEL))
+    text = report.document(records.lines, settings, found)
+    (given.out / "table.md").write_text(text)
     return text
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.finish(lambda: run(parse())))
+    command.main(lambda: run(parse()))

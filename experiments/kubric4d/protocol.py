@@ -32,6 +32,8 @@ class Sample:
         truth: `[T, H, W, 3]` float32, what the moving camera sees.
         occluded: `[T, H, W]` bool, target pixels the source camera does not see.
         kind: how the truth was made: 'exact', 'splat' (GCD's, quirks included) or 'splat, clean'.
+        flow: `[T-1, H, W, 2]` pixels, where every point of the truth is in the next frame; seen:
+            `[T-1, H, W]` bool, whether it is seen there. None where the truth is a splat.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Sample:
     truth: np.ndarray
     occluded: np.ndarray
     kind: str
+    flow: np.ndarray | None = None
+    seen: np.ndarray | None = None
 
     def trajectory(self) -> Trajectory:
         """The target cameras relative to the source, for the anchor stage."""
@@ -60,16 +64,18 @@ def rendered_sample(
     frames = control.frames()
     target = control.poses(len(frames))
     start = np.tile(rig.poses(np.array(control.spherical_start)), (len(frames), 1, 1))
-    views = []
+    times, views = rendered.seconds(frames), []
     for poses in (start, target):
         poses = jnp.asarray(poses, jnp.float32)
-        views.append(rendered.film(scene, rendered.seconds(frames), matrix, poses, size))
-    (source, depth, _), (truth, target_depth, _) = views
+        views.append(rendered.film(scene, times, matrix, poses, size))
+    (source, depth, _), (truth, target_depth, labels) = views
+    flow = rendered.exact_flow(scene, times, target_depth, labels, matrix, poses)
     relative = (np.linalg.inv(start) @ target).astype(np.float32)
     hidden = occluded(target_depth, matrix, depth, matrix, jnp.asarray(relative))
-    source, depth, truth, hidden = jax.device_get((source, depth, truth, hidden))
-    name = f"scn{index:05d}"
-    return Sample(name, source, depth, np.asarray(matrix), relative, truth, hidden, "exact")
+    found = (source, depth, truth, hidden, flow)
+    source, depth, truth, hidden, flow = jax.device_get(found)
+    name, matrix = f"scn{index:05d}", np.asarray(matrix)
+    return Sample(name, source, depth, matrix, relative, truth, hidden, "exact", *flow)
 
 
 def recorded_sample(

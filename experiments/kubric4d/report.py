@@ -17,7 +17,7 @@ def by_scene(records: list[dict], average: str) -> Values:
     """{row: {measure: {scene: value}}}; a scene's value is the mean over its samples.
 
     Args:
-        records: with per-frame "scores" and per-clip "flicker" and "seconds".
+        records: with per-frame "scores" and per-clip "flicker", "seconds" and perhaps "warp".
         average: one of `AVERAGES`.
     """
     collected = collections.defaultdict(lambda: collections.defaultdict(dict))
@@ -28,6 +28,8 @@ def by_scene(records: list[dict], average: str) -> Values:
         }
         means = mean_over_frames(scores, AVERAGES[average])
         means |= {name: record[name] for name in ("flicker", "seconds")}
+        if record.get("warp") is not None:
+            means["warp"] = 1000.0 * record["warp"]
         for name, value in means.items():
             collected[record["row"]][name].setdefault(record["scene"], []).append(value)
     return {
@@ -66,13 +68,14 @@ def table(records: list[dict], average: str) -> str:
     values = by_scene(records, average)
     names = columns(values)
     lines = [
-        "| row | " + " | ".join(heading(n) for n in names) + " | flicker | seconds |",
-        "|---" * (len(names) + 3) + "|",
+        "| row | " + " | ".join(heading(n) for n in names) + " | flicker | warp | seconds |",
+        "|---" * (len(names) + 4) + "|",
     ]
     for row in (*CLASSICAL, *MODEL):
         if row in values:
             cells = [_cell(values[row], n, DIGITS[n.split("_")[0]]) for n in names]
-            cells += [_cell(values[row], "flicker", 3), f"{_median(values[row]['seconds']):.1f}"]
+            cells += [_cell(values[row], "flicker", 3), _cell(values[row], "warp", 2)]
+            cells.append(f"{_median(values[row]['seconds']):.1f}")
             lines.append(f"| {LABELS[row]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -108,18 +111,42 @@ def differences(records: list[dict], average: str) -> str:
     return "\n".join([head, "|---" * (len(names) + 1) + "|", *lines])
 
 
-def document(records: list[dict], settings: dict) -> str:
-    """All tables of a run, with what they were made from."""
+def distance_table(distances: dict[str, dict[str, float]]) -> str:
+    """Markdown of FVD and FID by row, {row: {'fvd': ..., 'fid': ...}}; '' without any."""
+    kinds = sorted({kind for found in distances.values() for kind in found})
+    if not kinds:
+        return ""
+    lines = ["| row | " + " | ".join(k.upper() for k in kinds) + " |", "|---" * (len(kinds) + 1)]
+    for row, found in distances.items():
+        cells = [f"{found[k]:.1f}" if k in found else "-" for k in kinds]
+        lines.append(f"| {LABELS[row]} | " + " | ".join(cells) + " |")
+    return "\n".join([lines[0], lines[1] + "|", *lines[2:]])
+
+
+def document(
+    records: list[dict], settings: dict, distances: dict[str, dict[str, float]] | None = None
+) -> str:
+    """All tables of a run, with what they were made from.
+
+    Args:
+        records: of all scenes and rows.
+        settings: what they share.
+        distances: FVD and FID by row.
+    """
     scenes = len({r["scene"] for r in records})
     height, width = settings["size"]
     parts = [
         f"{scenes} scenes, {width}x{height}, truth: {settings['truth']}, controls: "
         f"{settings['controls']}. Mean over scenes ± half-width of the 95 % interval; occ: pixels "
-        "the source camera does not see; flicker: 1 is still; seconds: median of a clip.",
+        "the source camera does not see; flicker: 1 is still; warp: error of each frame against the "
+        "next one along the truth's exact flow, times 1000; seconds: median of a clip.",
     ]
     for average in ("1-13", "0-13", "last"):
         title = "last frame" if average == "last" else f"frames {average}"
         parts += [f"## {title}", table(records, average)]
         if found := differences(records, average):
             parts += ["Each component, paired by scene; bold: the interval excludes zero.", found]
+    if distances and (found := distance_table(distances)):
+        said = "Frechet distances to the truth: clips (I3D), frames 1-13 (Inception-v3)"
+        parts += ["## Distances of all clips", f"{said}; few clips bias them upwards.", found]
     return "\n\n".join(parts) + "\n"

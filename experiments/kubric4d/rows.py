@@ -24,7 +24,7 @@ from recapture_jax.video import resize
 from recapture_jax.video.clip import Clip
 
 CLASSICAL = ("source", "reprojection", "filled", "inpainted")
-MODEL = ("vanilla", "temporal_unmasked", "temporal", "spatial", "full")
+MODEL = ("vanilla", "temporal_unmasked", "temporal", "spatial", "full", "guided", "kept")
 LABELS = {
     "source": "source copied",
     "reprojection": "point-cloud reprojection",
@@ -35,12 +35,16 @@ LABELS = {
     "temporal": "+ temporal LoRA, masked",
     "spatial": "+ spatial LoRA",
     "full": "+ SDEdit",
+    "guided": "+ known-region guidance",
+    "kept": "+ known pixels kept",
 }
 BEFORE = {
     "temporal_unmasked": "vanilla",
     "temporal": "temporal_unmasked",
     "spatial": "temporal",
     "full": "spatial",
+    "guided": "full",
+    "kept": "guided",
 }
 """The row that each component is compared with."""
 FPS = 24.0
@@ -134,17 +138,16 @@ class ModelRows:
     def frames(self, row: str) -> np.ndarray:
         """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size."""
         loras = {}
-        if row in ("spatial", "full"):
-            loras["spatial"] = self._lora("spatial")
-        if row == "temporal_unmasked":
-            loras["temporal"] = self._lora("temporal_unmasked")
-        elif row == "temporal":
-            loras["temporal"] = self._lora("temporal")
+        if row in ("temporal", "temporal_unmasked"):
+            loras["temporal"] = self._lora(row)
         elif row != "vanilla":
+            loras["spatial"] = self._lora("spatial")
             loras["temporal"] = self._lora("temporal_beside_spatial")
         generate = ConfigDict(self.config.generate)
-        if row != "full":
+        if row not in ("full", "guided", "kept"):
             generate.sdedit_sigma = 0.0
+        generate.known_weight = float(row in ("guided", "kept"))
+        generate.keep_pixels = row == "kept"
         made = generate_stage.generate(self.model, self.anchor(), loras, generate, self.config.seed)
         return resize.resize(made, self.output_size)
 

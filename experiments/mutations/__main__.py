@@ -1,23 +1,28 @@
 """Makes one mistake at a time in the U-Net and measures its output against diffusers'.
 
-`python -m experiments.mutations [--only NAME ...]`: prints a Markdown table. Nothing is written and
-no file is changed: a mistake is a patch of the running process, or an altered input. The network,
-its random weights and its inputs are those of `tests/parity/test_unet.py` (needs torch, diffusers).
+    python -m experiments.mutations [--only='tanh GELU,"fps id 7, not 6"']
+
+prints a Markdown table. Nothing is written and no file is changed: a mistake is a patch of the
+running process, or an altered input. The network, its random weights and its inputs are those of
+`tests/parity/test_unet.py` (needs torch, diffusers).
 """
 
-import argparse
 import contextlib
 import functools
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from flax import linen as nn
 
+from experiments import command
+from recapture_jax.errors import InputError
 from recapture_jax.models import attention, layers, resnet, transformer, unet, unet_blocks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests" / "parity"))
@@ -166,10 +171,30 @@ INPUTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=None, help="names of mistakes")
-    only = parser.parse_args().only
+NONE, HALF = "(none)", "whole network in bfloat16"
+NAMES = (NONE, *INPUTS, *PATCHES, HALF)
+
+
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag, or an unknown mistake.
+    """
+    values = flags.FlagValues()
+    text = "names of mistakes joined by commas, those with commas in double quotes; default: all"
+    flags.DEFINE_list("only", [], text, flag_values=values)
+    command.parse(values, arguments, __doc__)
+    if unknown := [name for name in values.only if name not in NAMES]:
+        raise InputError(
+            f"--only: no mistake is called {unknown[0]!r}; expected names of the table in "
+            "experiments/mutations/README.md, those with commas in double quotes"
+        )
+    return values
+
+
+def main(only: Sequence[str]) -> None:
+    """Measures the mistakes named, all if none is, and prints the table."""
     jax.config.update("jax_default_matmul_precision", "highest")
 
     import diffusers
@@ -185,12 +210,12 @@ def main() -> None:
     unmutated = jax.jit(_network(suite.TINY))
 
     def rows():
-        yield "(none)", lambda: unmutated(params, args)
+        yield NONE, lambda: unmutated(params, args)
         for name, change in INPUTS.items():
             yield name, lambda change=change: unmutated(params, change(*args))
         for name, patch in PATCHES.items():
             yield name, lambda patch=patch: _patched(patch, suite.TINY, params, args)
-        yield "whole network in bfloat16", lambda: _in_bfloat16(suite.TINY, params, args)
+        yield HALF, lambda: _in_bfloat16(suite.TINY, params, args)
 
     print("| mistake | relative change | seen at 2e-6 |\n|---|---|---|")
     start, table = time.time(), []
@@ -221,4 +246,4 @@ def _in_bfloat16(config, params, args):
 
 
 if __name__ == "__main__":
-    main()
+    command.main(lambda: main(parse().only))

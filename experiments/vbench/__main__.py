@@ -7,55 +7,60 @@ Without --python only the dimension that needs no weights is measured. With it t
 runs in its own environment (pip install vbench there) and measures --dimensions.
 """
 
-import argparse
 import pathlib
-import sys
+from collections.abc import Sequence
 
+from absl import flags
+
+from experiments import command
 from experiments.vbench import export, scores
-from recapture_jax import terminal
 from recapture_jax.errors import InputError
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.vbench", description=__doc__.splitlines()[0]
-    )
-    add = parser.add_argument
-    add("--row", action="append", required=True, help="LABEL=FOLDER of clips; may be repeated")
-    add("--prompts", type=pathlib.Path, required=True, help="JSON: a prompt for each clip")
-    add("--dst", type=pathlib.Path, default=pathlib.Path("outputs/vbench"))
-    add("--python", help="interpreter of an environment with VBench and its weights")
-    add("--dimensions", default=",".join(scores.DIMENSIONS), help="names joined by commas")
-    add("--device", default="cuda", help="for VBench")
-    return parser.parse_args(arguments)
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag, or none where one is required.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    word = flags.DEFINE_string
+    flags.DEFINE_multi_string("row", None, "LABEL=FOLDER of clips; may be repeated", **own)
+    command.define_path("prompts", None, "JSON: a prompt for each clip", values)
+    command.define_path("dst", "outputs/vbench", "folder of the results", values)
+    word("python", None, "interpreter of an environment with VBench and its weights", **own)
+    word("dimensions", ",".join(scores.DIMENSIONS), "names joined by commas", **own)
+    word("device", "cuda", "for VBench", **own)
+    flags.mark_flags_as_required(["row", "prompts"], values)
+    return command.parse(values, arguments, __doc__)
 
 
-def run(flags: argparse.Namespace) -> str:
+def run(given: flags.FlagValues) -> str:
     """Exports, measures and returns the table.
 
     Raises:
         InputError: bad folders, prompts or dimensions, or VBench failed.
     """
-    dimensions = tuple(flags.dimensions.split(","))
+    dimensions = tuple(given.dimensions.split(","))
     if unknown := [d for d in dimensions if d not in scores.DIMENSIONS]:
         known = ", ".join(scores.DIMENSIONS)
         raise InputError(f"--dimensions: {unknown[0]!r} is not one of {known}")
-    prompts = export.read_prompts(flags.prompts)
+    prompts = export.read_prompts(given.prompts)
     rows = {}
-    for entry in flags.row:
+    for entry in given.row:
         label, sign, source = entry.partition("=")
         if not (label and sign and source) or "/" in label:
             raise InputError(f"--row={entry}: expected LABEL=FOLDER")
-        folder = flags.dst / label
+        folder = given.dst / label
         copies = export.export(export.clips(pathlib.Path(source)), prompts, folder)
         rows[label] = scores.own(copies)
-        if flags.python:
-            rows[label] |= scores.run(flags.python, folder, dimensions, flags.device)
+        if given.python:
+            rows[label] |= scores.run(given.python, folder, dimensions, given.device)
     text = scores.table(rows)
-    (flags.dst / "table.md").write_text(text + "\n")
+    (given.dst / "table.md").write_text(text + "\n")
     return text
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.finish(lambda: run(parse())))
+    command.main(lambda: run(parse()))

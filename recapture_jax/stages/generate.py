@@ -2,13 +2,15 @@
 
 Beyond the paper, whose tuned model alone carries the motion: with `generate.known_weight` the denoised estimate is
 pulled towards the anchor's latents where the anchor is known, at the noise levels that decide what is where.
-It makes up for a weak prior or few tuning steps; what the anchor blurs is left to the levels below.
+It makes up for a weak prior or few tuning steps; what the anchor blurs is left to the levels below. With
+`generate.keep_pixels` the result has the anchor's own pixels there, which no autoencoder has been through.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from scipy import ndimage
 
 from recapture_jax import progress
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
@@ -18,6 +20,8 @@ from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.stages.tune import condition_on, known_mask
 from recapture_jax.stages.video_model import VideoModel
+
+FADE = 3.0  # pixels from a hole to where `keep_pixels` takes the anchor alone
 
 
 def generate(
@@ -60,7 +64,17 @@ def generate(
         latents = _run(model, params, x, sigmas, cond, scales, project, "sdedit")
 
     frames = model.decode(latents[0], config.decode_chunk or num_frames)
-    return np.asarray(frames, np.float32)
+    frames = np.asarray(frames, np.float32)
+    return keep_pixels(frames, anchor) if config.keep_pixels else frames
+
+
+def keep_pixels(frames: np.ndarray, anchor: Anchor) -> np.ndarray:
+    """`frames` `[T, H, W, 3]` with the anchor's pixels where its mask has them, faded in over FADE pixels."""
+    weight = np.ones(anchor.mask.shape, np.float32)
+    for known, share in zip(anchor.mask, weight, strict=True):
+        if not known.all():
+            share[:] = np.clip(ndimage.distance_transform_edt(known) / FADE, 0.0, 1.0)
+    return frames + weight[..., None] * (anchor.frames - frames)
 
 
 def keep_known(model: VideoModel, anchor: Anchor, config) -> Partial | None:

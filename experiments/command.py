@@ -1,0 +1,59 @@
+"""What the experiments' command lines share: absl flags that belong to one script, not to the process.
+
+Exit codes and refusals are those of `recapture_jax.terminal`.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from recapture_jax import terminal
+from recapture_jax.errors import InputError
+
+flags.disclaim_key_flags()  # --help files the flags defined here under the script
+
+
+class _Path(flags.ArgumentParser):
+    def parse(self, argument):
+        try:
+            return pathlib.Path(argument).expanduser()
+        except RuntimeError as error:  # ~name of nobody
+            raise ValueError(str(error)) from None
+
+
+def define_path(name: str, default: str | None, help: str, values: flags.FlagValues) -> None:
+    """A flag whose value is a `pathlib.Path`, or None."""
+    flags.DEFINE(_Path(), name, default, help, flag_values=values)
+
+
+def parse(
+    values: flags.FlagValues, arguments: Sequence[str] | None = None, doc: str = ""
+) -> flags.FlagValues:
+    """Fills `values` from the command line.
+
+    Args:
+        values: the script's own flags.
+        arguments: without the program's name; those of the process by default.
+        doc: what --help prints above the flags.
+
+    Raises:
+        InputError: an unknown flag, a bad value, or an argument that is no flag.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-h"} & set(arguments):
+        print(doc.strip(), values.get_help(), sep="\n")
+        sys.exit(0)
+    try:
+        rest = values(["program", *arguments])
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from None
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}: options start with --")
+    return values
+
+
+def main(action: Callable[[], str | None]) -> None:
+    """Runs `action()`, prints what it returns and exits."""
+    sys.exit(terminal.finish(action))
