@@ -220,3 +220,23 @@ def test_the_command_reads_the_real_layout(tmp_path, miniature, monkeypatch):
     short = command.parse([*options, "--scenes=2", f"--out={tmp_path / 'more'}"])
     with pytest.raises(InputError, match="holds 1 scenes"):
         command.run(short)
+
+
+def test_fields_of_the_configuration_are_set_from_the_command_line():
+    parsed = command.parse(
+        ["--set=lora.rank=4", "--set=tune.loss=eps", "--set=tune.learning_rate=2e-3"]
+        + ["--set=generate.keep_pixels=true"]
+    )
+    config = command.configured(parsed)
+    assert config.lora.rank == 4 and config.tune.loss == "eps"
+    assert config.tune.learning_rate == 2e-3 and config.generate.keep_pixels is True
+    for bad, said in (
+        ("lora.rnk=4", "no field 'lora.rnk'"),
+        ("rank=4", "no field 'rank'"),
+        ("seed.x=4", "no field 'seed.x'"),
+        ("lora.rank=four", "expected a int"),
+        ("generate.keep_pixels=maybe", "expected a bool"),
+        ("tune.loss=huber", "expected one of v, eps"),
+    ):
+        with pytest.raises(InputError, match=said):
+            command.configured(command.parse([f"--set={bad}"]))

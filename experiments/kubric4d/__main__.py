@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import command
@@ -63,6 +64,8 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     pick("variant", "small", variants, "of the configuration", **own)
     word("model", None, "folder of the video model; default: the variant's", **own)
     whole("steps", None, "of tuning each LoRA; default: the variant's", lower_bound=1, **own)
+    changes = "group.field=value of the configuration, as lora.rank=4; may be repeated"
+    flags.DEFINE_multi_string("set", [], changes, **own)
     command.define_path("out", "outputs/kubric4d", "folder of the results", values)
     return command.parse(values, arguments, __doc__)
 
@@ -171,8 +174,29 @@ def configured(given: flags.FlagValues):
         config.model.path = given.model
     if given.steps:
         config.tune.steps = given.steps
+    for assignment in given.set:
+        change(config, assignment)
     configuration.validate(config)
     return config
+
+
+def change(config, assignment: str) -> None:
+    """Sets a field from "group.field=value"; the value is read as what the field holds.
+
+    Raises:
+        InputError: no such field, or a value of another kind.
+    """
+    field, _, text = assignment.partition("=")
+    group, _, name = field.partition(".")
+    held = config.get(group)
+    if not isinstance(held, ConfigDict) or name not in held:
+        raise InputError(f"--set={assignment}: no field {field!r}, expected as in lora.rank=4")
+    kind = type(held[name])
+    read = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+    try:
+        held[name] = read(text.lower() if kind is bool else text)
+    except (KeyError, ValueError):
+        raise InputError(f"--set={assignment}: expected a {kind.__name__}") from None
 
 
 def makers(sample: Sample, config, load_model: Callable, size) -> Callable[[str], np.ndarray]:

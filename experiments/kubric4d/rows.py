@@ -146,7 +146,8 @@ class ModelRows:
         generate = ConfigDict(self.config.generate)
         if row not in ("full", "guided", "kept"):
             generate.sdedit_sigma = 0.0
-        generate.known_weight = float(row in ("guided", "kept"))
+        held = generate.known_weight or 1.0
+        generate.known_weight = held if row in ("guided", "kept") else 0.0
         generate.keep_pixels = row == "kept"
         made = generate_stage.generate(self.model, self.anchor(), loras, generate, self.config.seed)
         return resize.resize(made, self.output_size)
