@@ -113,6 +113,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     tune.sigma_std = 1.6
     tune.draws = 1  # noise draws of the anchor in one temporal step, spread over the mesh
     tune.frames_per_step = 1  # source frames in one spatial step, likewise
+    tune.spatial_condition = "first"  # image of a spatial step: first or this frame, or none
     tune.augment = True  # random crops and flips of the source frames
     tune.checkpoint_every = 100  # steps
 
@@ -177,6 +178,7 @@ _CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "tune.schedule": ("spatial_first", "joint"),
     "tune.loss": ("v", "eps"),
+    "tune.spatial_condition": ("first", "frame", "none"),
 }
 # Smallest and largest allowed value.
 _RANGES = {

@@ -1,5 +1,6 @@
 """The tuning step and loop: gradients, reuse of the spatial LoRA, descent, resuming after kill -9."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 
 from recapture_jax import sharding
+from recapture_jax.config import default_config
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.errors import InputError
 from recapture_jax.lora import tree as lora_tree
+from recapture_jax.stages.tune import source_data
 from recapture_jax.tuning import loop
 from recapture_jax.tuning.step import (
     AnchorData,
@@ -23,6 +26,7 @@ from recapture_jax.tuning.step import (
     init_state,
     make_loss,
     make_step,
+    spatial_loss,
 )
 
 T, H, W, C = 3, 4, 6, 4
@@ -66,6 +70,47 @@ def loras(params, kinds=("spatial", "temporal"), rank=2):
             for path, d in lora.items()
         }
     return made
+
+
+def test_a_spatial_step_reads_the_condition_of_its_version_or_of_its_frame():
+    """Frames and conditions that hold their own numbers show which ones meet."""
+    versions = 2
+    count = jnp.arange(versions * T, dtype=jnp.float32)
+    latents = jnp.broadcast_to(count.reshape(versions, T, 1, 1, 1), (versions, T, H, W, C))
+    clean = Settings(frames=64, sigma_mean=-15.0, sigma_std=1e-3)  # nearly no noise
+
+    def met(images):
+        numbers, pairs = jnp.arange(images, dtype=jnp.float32), set()
+        cond = conditioning(images, 1, 3)
+        cond = dataclasses.replace(cond, context=numbers[:, None, None] + jnp.zeros((1, 1, 16)))
+
+        def network(x, c_noise, cond):
+            frames = np.round(np.asarray(x.mean((1, 2, 3, 4)))).astype(int)
+            pairs.update(
+                zip(frames.tolist(), np.asarray(cond.context[:, 0, 0]).tolist(), strict=True)
+            )
+            return jnp.zeros_like(x)
+
+        spatial_loss(network, SourceData(latents, cond), jax.random.key(0), clean)
+        return pairs
+
+    assert met(versions) == {(n, n // T) for n in range(versions * T)}
+    assert met(versions * T) == {(n, n) for n in range(versions * T)}
+
+
+@pytest.mark.parametrize("kind, count", [("first", 1), ("frame", 3), ("none", 1)])
+def test_what_the_spatial_step_is_conditioned_on(tiny_model, kind, count):
+    config = default_config("smoke")
+    config.tune.augment, config.tune.spatial_condition = False, kind
+    frames = np.random.default_rng(0).random((3, 32, 48, 3), np.float32)
+    cond = source_data(tiny_model, frames, config.tune, config.generate, 0).cond
+    assert len(cond.context) == len(cond.latents) == len(cond.added_time_ids) == count
+    if kind == "none":
+        assert not np.asarray(cond.context).any() and not np.asarray(cond.latents).any()
+    else:
+        images = frames[:count]
+        expected = np.asarray(tiny_model.embed_image(jnp.asarray(images)))
+        np.testing.assert_allclose(cond.context, expected, atol=1e-5)
 
 
 def gradient(tiny_model, settings, trained, lora, frozen, data):

@@ -12,7 +12,7 @@ import numpy as np
 
 from recapture_jax import progress, sharding
 from recapture_jax.checkpoints import TrainCheckpoints
-from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.diffusion.guidance import Conditioning, unconditional
 from recapture_jax.errors import InputError
 from recapture_jax.geometry.masks import min_pool
 from recapture_jax.lora import tree as lora_tree
@@ -80,8 +80,10 @@ def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> Ancho
 def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int) -> SourceData:
     """Encodes the source frames and their augmentations once.
 
-    Each version is one transform of the whole clip, conditioned on its own first frame: the frames of a
-    version share their geometry, as the frames of a clip do.
+    Each version is one transform of the whole clip, so its frames share their geometry, as the frames of
+    a clip do. The paper does not say what a spatial step is conditioned on; `tune.spatial_condition`:
+    'first', the first frame of the same version, as a clip's frames are; 'frame', the frame itself;
+    'none', no image, as in the unconditional half of guidance.
     """
     frames = jnp.asarray(frames)
     rng = np.random.default_rng(seed)
@@ -93,8 +95,10 @@ def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int
     for i, version in enumerate(versions):
         key = jax.random.fold_in(jax.random.key(seed), 2**20 + 1 + i)
         latents.append(model.encode_video(version))
-        conds.append(condition_on(model, version[0], 1, generate, key))
+        images = version if tune.spatial_condition == "frame" else version[:1]
+        conds += [condition_on(model, image, 1, generate, key) for image in images]
     cond = jax.tree.map(lambda *x: jnp.concatenate(x), *conds)
+    cond = unconditional(cond) if tune.spatial_condition == "none" else cond
     return SourceData(jnp.stack(latents), cond)
 
 

@@ -60,7 +60,8 @@ class SourceData:
 
     Attributes:
       latents: `[A, T, h, w, c]`, scaled.
-      cond: conditioning of each version, batch A, with `latents` of `[A, 1, h, w, c]`.
+      cond: conditioning of each version, batch A, or of each of its frames, batch A T in the order
+        of `latents`; its own `latents` have one frame.
     """
 
     latents: jax.Array
@@ -124,7 +125,9 @@ def spatial_loss(
     version = jax.random.randint(version_key, (n,), 0, versions)
     frame = jax.random.randint(frame_key, (n,), 0, frames)
     z = data.latents[version, frame][:, None]
-    cond = jax.tree.map(lambda x: x[version], data.cond)
+    images = len(data.cond.context) // versions  # of one version
+    image = version * images + jnp.minimum(frame, images - 1)
+    cond = jax.tree.map(lambda x: x[image], data.cond)
     noise = jax.random.normal(noise_key, z.shape)
     sigma, noise, z, cond = place((settings.sigmas(sigma_key, n), noise, z, cond), n)
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
