@@ -113,6 +113,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     tune.sigma_std = 1.6
     tune.draws = 1  # noise draws of the anchor in one temporal step, spread over the mesh
     tune.frames_per_step = 1  # source frames in one spatial step, likewise
+    tune.window = 1  # a temporal step sees one part in so many of each side; 1: whole frames
     tune.spatial_condition = "first"  # image of a spatial step: first or this frame, or none
     tune.augment = True  # random crops and flips of the source frames
     tune.checkpoint_every = 100  # steps
@@ -213,6 +214,7 @@ _RANGES = {
     "tune.sigma_std": (1e-6, 20.0),
     "tune.draws": (1, 4096),
     "tune.frames_per_step": (1, 4096),
+    "tune.window": (1, 16),
     "tune.checkpoint_every": (1, 10**7),
     "generate.steps": (1, 1000),
     "generate.sigma_min": (1e-4, 100.0),

@@ -112,7 +112,7 @@ class _Run(FirstStage):
         """Cache keys of both LoRAs. The spatial one knows the frames shown, and no camera path."""
         groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
-        unrelated = ("temporal_weight", "draws", "schedule", "checkpoint_every")
+        unrelated = ("temporal_weight", "draws", "window", "schedule", "checkpoint_every")
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
         lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
         inputs = {

@@ -27,6 +27,8 @@ from recapture_jax.tuning.step import (
     make_loss,
     make_step,
     spatial_loss,
+    temporal_loss,
+    window_side,
 )
 
 T, H, W, C = 3, 4, 6, 4
@@ -111,6 +113,51 @@ def test_what_the_spatial_step_is_conditioned_on(tiny_model, kind, count):
         images = frames[:count]
         expected = np.asarray(tiny_model.embed_image(jnp.asarray(images)))
         np.testing.assert_allclose(cond.context, expected, atol=1e-5)
+
+
+def test_windows_show_the_same_place_of_latents_mask_and_condition():
+    h, w, n = 24, 40, 32
+    place = jnp.arange(h * w, dtype=jnp.float32).reshape(1, 1, h, w, 1)
+    images = jnp.broadcast_to(place, (1, T, h, w, C))
+    latents = 0.01 * images
+    cond = dataclasses.replace(conditioning(1, T, 1), latents=images)
+    known = (place[..., 0] % 3 == 0) & jnp.ones((1, T, h, w), bool)
+    clean = Settings(draws=n, window=2, stride=4, sigma_mean=-15.0, sigma_std=1e-3)
+    corners = []
+
+    def network(x, c_noise, cond):
+        np.testing.assert_allclose(x, 0.01 * cond.latents, atol=0.02)
+        assert x.shape == (n, T, 12, 20, C)
+        corners.extend(np.asarray(cond.latents[:, 0, 0, 0, 0]).astype(int).tolist())
+        return jnp.zeros_like(x)
+
+    value = temporal_loss(network, AnchorData(latents, known, cond), jax.random.key(0), clean)
+    rows, columns = np.divmod(corners, w)
+    assert rows.max() <= 12 and columns.max() <= 20 and len(set(corners)) > n // 2
+    # Without noise the target is -eps, of variance 1: the loss is the share that is known.
+    assert float(value) == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize("length, window, side", [(24, 2, 12), (36, 2, 20), (9, 3, 4), (6, 8, 4)])
+def test_sides_of_windows(length, window, side):
+    assert window_side(length, Settings(window=window, stride=4)) == side
+    assert window_side(3, Settings(window=window, stride=4)) == 3  # never more than there is
+
+
+def test_a_window_costs_its_share(tiny_model):
+    lora = loras(tiny_model.params, ("temporal",))
+    rng = np.random.default_rng(0)
+    latents = jnp.asarray(rng.standard_normal((1, T, 16, 16, C), dtype=np.float32))
+    cond = dataclasses.replace(conditioning(1, T, 1), latents=latents)
+    inputs = {"anchor": AnchorData(latents, jnp.ones(latents.shape[:-1], bool), cond)}
+    flops = []
+    for window in (1, 2):
+        settings = Settings(window=window, stride=tiny_model.networks.unet.config.stride)
+        loss = make_loss(tiny_model.network, settings, ("temporal",))
+        grad = jax.jit(jax.grad(loss, has_aux=True))
+        arguments = (lora, {}, tiny_model.params["unet"], inputs, jax.random.key(0))
+        flops.append(grad.lower(*arguments).compile().cost_analysis()["flops"])
+    assert flops[1] < 0.35 * flops[0]
 
 
 def gradient(tiny_model, settings, trained, lora, frozen, data):

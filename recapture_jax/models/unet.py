@@ -72,6 +72,11 @@ class UNetConfig:
                 f"groupnorm_eps {self.groupnorm_eps!r}: expected {EPSILON_CONVENTIONS}"
             )
 
+    @property
+    def stride(self) -> int:
+        """Latents along a side for each position of the lowest level."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "UNetConfig":
         """From a diffusers `unet/config.json`; fields this model has no use for are ignored.

@@ -25,8 +25,8 @@ CROPS = 2  # random crops of the source beside the whole frames, each with its m
 _SMALLEST_CROP = 0.7
 
 
-def settings(tune) -> Settings:
-    """The step's numbers from the `tune` group."""
+def settings(tune, stride: int = 8) -> Settings:
+    """The step's numbers from the `tune` group; stride: latents per position at the U-Net's bottom."""
     return Settings(
         learning_rate=tune.learning_rate,
         weight_decay=tune.weight_decay,
@@ -37,6 +37,8 @@ def settings(tune) -> Settings:
         sigma_std=tune.sigma_std,
         draws=tune.draws,
         frames=tune.frames_per_step,
+        window=tune.window,
+        stride=stride,
     )
 
 
@@ -148,7 +150,7 @@ class Tuner:
           The LoRAs by kind, and the loop's record.
         """
         tune = self.config.tune
-        numbers = settings(tune)
+        numbers = settings(tune, self.model.networks.unet.config.stride)
         place = sharding.place_batch(self.mesh)
         step = make_step(self.model.network, numbers, trained, self.config.seed, place)
         state = init_state({kind: self.init(kind) for kind in trained}, numbers)

@@ -75,6 +75,9 @@ class Settings:
     Attributes:
       draws: noise draws of the anchor in one temporal step.
       frames: source frames in one spatial step.
+      window: a temporal step sees one part in `window` of each side of the anchor, elsewhere in each
+        draw; 1: all of it.
+      stride: of the U-Net; the sides of a window are multiples of it.
     """
 
     learning_rate: float = 5e-4
@@ -87,6 +90,8 @@ class Settings:
     sigma_std: float = edm.SIGMA_STD
     draws: int = 1
     frames: int = 1
+    window: int = 1
+    stride: int = 8
 
     def sigmas(self, key: jax.Array, count: int) -> jax.Array:
         return edm.sample_sigma(key, (count,), mean=self.sigma_mean, std=self.sigma_std)
@@ -99,16 +104,46 @@ def temporal_loss(
     settings: Settings,
     place: Place = _anywhere,
 ) -> jax.Array:
-    """Masked loss of `settings.draws` noised copies of the anchor."""
+    """Masked loss of `settings.draws` noised copies of the anchor, or of windows of it."""
     sigma_key, noise_key = jax.random.split(key)
     n = settings.draws
-    noise = jax.random.normal(noise_key, (n, *data.latents.shape[1:]))
     copies = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (data.latents, data.mask, data.cond))
+    if settings.window > 1:
+        copies = _windows(*copies, jax.random.fold_in(key, 2), settings)
+    noise = jax.random.normal(noise_key, copies[0].shape)
     sigma, noise, (z, mask, cond) = place((settings.sigmas(sigma_key, n), noise, copies), n)
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
     return v_loss(
         prediction, z, noise, sigma, mask, form=settings.loss, normalise=settings.normalise
     )
+
+
+def _windows(latents, mask, cond: Conditioning, key: jax.Array, settings: Settings):
+    """A window of each draw's latents, mask and conditioning latents, the same of all three.
+
+    Most of what a temporal layer learns of a motion is local, and a window costs a share of the time
+    and memory of the whole.
+    """
+    n, _, height, width, _ = latents.shape
+    sides = [window_side(length, settings) for length in (height, width)]
+    corners = jax.random.uniform(key, (n, 2))
+    room = jnp.array([[height - sides[0] + 1, width - sides[1] + 1]])
+    corners = jnp.floor(corners * room).astype(jnp.int32)
+
+    def cut(x, corner):
+        """x: `[T, h, w, ...]`."""
+        for axis in (0, 1):
+            x = jax.lax.dynamic_slice_in_dim(x, corner[axis], sides[axis], axis=1 + axis)
+        return x
+
+    latents, mask, images = (jax.vmap(cut)(x, corners) for x in (latents, mask, cond.latents))
+    return latents, mask, dataclasses.replace(cond, latents=images)
+
+
+def window_side(length: int, settings: Settings) -> int:
+    """Latents along a side of `length` that a step sees: at least its share, whole strides."""
+    share = -(-length // settings.window)
+    return min(length, -(-share // settings.stride) * settings.stride)
 
 
 def spatial_loss(
