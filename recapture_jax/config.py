@@ -95,6 +95,8 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
     model.attention = "auto"
     model.remat = "none"  # none, full or dots
+    model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
+    model.window_overlap = 6  # frames that neighbouring windows share
 
     config.lora = lora = ml_collections.ConfigDict()
     lora.rank = 16
@@ -204,6 +206,8 @@ _RANGES = {
     "anchor.tearing": (0.0, math.inf),
     "anchor.close": (0, 16),
     "anchor.erode": (0, 64),
+    "model.window": (0, 4096),
+    "model.window_overlap": (0, 4096),
     "lora.rank": (1, 1024),
     "tune.steps": (1, 10**7),
     "tune.learning_rate": (0.0, 1.0),

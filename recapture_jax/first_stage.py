@@ -17,6 +17,7 @@ from recapture_jax import progress, source
 from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth import base
+from recapture_jax.diffusion.windows import window_starts
 from recapture_jax.errors import InputError
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
@@ -113,8 +114,11 @@ class FirstStage:
         self.source = read_clip(path, num_frames, video.start, video.stride, max_pixels=area)
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
-        if len(self.shown) > model_frames:
-            progress.say(f"note: {len(self.shown)} frames, the model was trained on {model_frames}")
+        model = self.config.model
+        longest = model.window or model_frames
+        windows = len(window_starts(len(self.shown), longest, model.window_overlap))
+        if windows > 1:
+            progress.say(f"{len(self.shown)} frames, in {windows} windows of {longest}")
         height, width = self.source.size
         size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)

@@ -160,7 +160,7 @@ class _Run(FirstStage):
                     )
                 if "temporal" in trained:
                     data["anchor"] = tune_stage.anchor_data(
-                        self.model, anchor, cfg.generate, cfg.seed
+                        self.model, anchor, cfg.model, cfg.generate, cfg.seed
                     )
                 work = self.cache.work(label, keys[trained[-1]])
                 work.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,9 @@ class _Run(FirstStage):
             self.stages["result"] = "cached"
             return caching.load_arrays(self.cache.entry("result", key) / "frames.npz")["frames"]
         with self.stage("result"):
-            frames = generate_stage.generate(self.model, anchor, loras, cfg.generate, cfg.seed)
+            frames = generate_stage.generate(
+                self.model, anchor, loras, cfg.model, cfg.generate, cfg.seed
+            )
             if not np.isfinite(frames).all():
                 raise InputError(
                     "the sampled frames are not finite; run again with --config.model.dtype=float32"

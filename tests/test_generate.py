@@ -8,6 +8,8 @@ from recapture_jax.config import default_config
 from recapture_jax.stages import generate
 from recapture_jax.stages.anchor import Anchor
 
+MODEL = default_config("smoke").model
+
 
 @pytest.fixture(scope="module")
 def anchor():
@@ -50,7 +52,7 @@ def test_free_below_the_lowest_level_and_half_way_at_half_the_weight(tiny_model,
 def test_the_whole_sampling_ends_at_a_fully_known_anchor(tiny_model, anchor, config):
     config.known_weight, config.known_sigma_min = 1.0, 0.0
     known = Anchor(anchor.frames, np.ones_like(anchor.mask), anchor.mask, None)
-    result = generate.generate(tiny_model, known, {}, config, seed=0)
+    result = generate.generate(tiny_model, known, {}, MODEL, config, seed=0)
     plain = tiny_model.decode(tiny_model.encode_video(anchor.frames), 3)
     np.testing.assert_allclose(result, plain, atol=1e-5)
 
@@ -77,7 +79,7 @@ def test_a_run_keeps_pixels_only_where_it_is_asked_to(tiny_model, anchor, config
     results = []
     for keep in (False, True):
         config.keep_pixels = keep
-        results.append(generate.generate(tiny_model, anchor, {}, config, seed=0))
+        results.append(generate.generate(tiny_model, anchor, {}, MODEL, config, seed=0))
     config.keep_pixels = False
     np.testing.assert_array_equal(results[1], generate.keep_pixels(results[0], anchor))
     assert np.abs(results[0] - results[1]).max() > 1e-3

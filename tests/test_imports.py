@@ -48,6 +48,7 @@ BELOW = {
     "first_stage": {
         "source",
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
+        "diffusion",
     },
     "pipeline": {
         *(

@@ -73,7 +73,7 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
         fits.append((trained, data, dict(frozen)))
         return {trained[0]: f"lora {len(fits)}"}, {}
 
-    def generate(model, anchor, loras, config, seed):
+    def generate(model, anchor, loras, group, config, seed):
         held = (config.known_weight, config.keep_pixels)
         samples.append((loras, config.sdedit_sigma, *held))
         return np.full((*anchor.frames.shape[:3], 3), 0.5, np.float32)

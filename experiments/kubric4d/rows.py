@@ -149,7 +149,8 @@ class ModelRows:
         held = generate.known_weight or 1.0
         generate.known_weight = held if row in ("guided", "kept") else 0.0
         generate.keep_pixels = row == "kept"
-        made = generate_stage.generate(self.model, self.anchor(), loras, generate, self.config.seed)
+        args = (self.config.model, generate, self.config.seed)
+        made = generate_stage.generate(self.model, self.anchor(), loras, *args)
         return resize.resize(made, self.output_size)
 
     def _lora(self, name: str) -> dict:
@@ -165,7 +166,7 @@ class ModelRows:
             return self._tuned("spatial", {"source": data}, {})
         if name == "temporal_unmasked":
             anchor = dataclasses.replace(anchor, mask=np.ones_like(anchor.mask))
-        data = tune_stage.anchor_data(self.model, anchor, cfg.generate, cfg.seed)
+        data = tune_stage.anchor_data(self.model, anchor, cfg.model, cfg.generate, cfg.seed)
         frozen = {"spatial": self._lora("spatial")} if name == "temporal_beside_spatial" else {}
         return self._tuned("temporal", {"anchor": data}, frozen)
 

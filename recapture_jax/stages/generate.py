@@ -6,6 +6,9 @@ It makes up for a weak prior or few tuning steps; what the anchor blurs is left 
 `generate.keep_pixels` the result has the anchor's own pixels there, which no autoencoder has been through.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,52 +19,53 @@ from recapture_jax import progress
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
 from recapture_jax.diffusion.karras import karras_sigmas, karras_tail
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise, start_from_video
+from recapture_jax.diffusion.windows import blend_weights
 from recapture_jax.lora import tree as lora_tree
+from recapture_jax.stages import tune
 from recapture_jax.stages.anchor import Anchor
-from recapture_jax.stages.tune import condition_on, known_mask
 from recapture_jax.stages.video_model import VideoModel
 
 FADE = 3.0  # pixels from a hole to where `keep_pixels` takes the anchor alone
 
 
 def generate(
-    model: VideoModel, anchor: Anchor, loras: dict[str, lora_tree.Lora], config, seed: int
+    model: VideoModel, anchor: Anchor, loras: dict[str, lora_tree.Lora], group, config, seed: int
 ) -> np.ndarray:
-    """Samples the re-filmed clip.
+    """Samples the re-filmed clip, a longer one than the model sees at once in windows.
 
     Args:
       model: the video model.
-      anchor: its first frame is the image prompt.
+      anchor: its first frame, or that of each window, is the image prompt.
       loras: 'spatial' and 'temporal' deltas; either may be empty.
+      group: the `model` group.
       config: the `generate` group.
       seed: of all noise.
 
     Returns:
       Frames `[T, H, W, 3]` float32 in [0, 1].
+
+    Raises:
+      InputError: windows that do not advance.
     """
-    key = jax.random.key(seed)
     num_frames = len(anchor.frames)
-    # The same conditioning as in tuning, down to the noise on the image.
-    cond = condition_on(
-        model, jnp.asarray(anchor.frames[0]), num_frames, config, jax.random.fold_in(key, 2**20)
-    )
-    noise_keys = jax.random.split(jax.random.fold_in(key, 2**21))
-    scales = guidance_ramp(config.min_guidance, config.max_guidance, num_frames)
+    starts, length = tune.windows_of(model, num_frames, group)
+    cond = tune.window_conditions(model, anchor, starts, length, config, seed)
+    weights = blend_weights(num_frames, length, starts)
+    sampler = _Sampler(model, cond, starts, weights, config, keep_known(model, anchor, config))
+    noise_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**21))
+    shape = (1, num_frames, *cond.latents.shape[2:])
 
     both = lora_tree.combine(*(loras.get(kind) or {} for kind in ("spatial", "temporal")))
     params = lora_tree.merge(model.params["unet"], both)
     sigmas = karras_sigmas(config.steps, config.sigma_min)
-    noise = jax.random.normal(noise_keys[0], cond.latents.shape)
-    x = start_from_noise(noise, sigmas[0])
-    project = keep_known(model, anchor, config)
-    latents = _run(model, params, x, sigmas, cond, scales, project, "sample")
+    x = start_from_noise(jax.random.normal(noise_keys[0], shape), sigmas[0])
+    latents = sampler.run(params, x, sigmas, "sample")
 
     if config.sdedit_sigma > 0:
         params = lora_tree.merge(model.params["unet"], loras.get("spatial") or {})
         sigmas = karras_tail(config.sdedit_sigma, config.sdedit_steps)
-        noise = jax.random.normal(noise_keys[1], latents.shape)
-        x = start_from_video(latents, noise, sigmas[0])
-        latents = _run(model, params, x, sigmas, cond, scales, project, "sdedit")
+        x = start_from_video(latents, jax.random.normal(noise_keys[1], shape), sigmas[0])
+        latents = sampler.run(params, x, sigmas, "sdedit")
 
     frames = model.decode(latents[0], config.decode_chunk or num_frames)
     frames = np.asarray(frames, np.float32)
@@ -85,7 +89,7 @@ def keep_known(model: VideoModel, anchor: Anchor, config) -> Partial | None:
     if not config.known_weight:
         return None
     latents = model.encode_video(jnp.asarray(anchor.frames))[None]
-    mask = known_mask(model, anchor)[..., None]
+    mask = tune.known_mask(model, anchor)[..., None]
     return Partial(_pull, latents, config.known_weight * mask, jnp.float32(config.known_sigma_min))
 
 
@@ -94,30 +98,48 @@ def _pull(latents, weight, sigma_min, x0, sigma, step):
     return jnp.where(sigma >= sigma_min, x0 + weight * (latents - x0), x0)
 
 
-def _run(
-    model: VideoModel,
-    params: dict,
-    x: jax.Array,
-    sigmas: np.ndarray,
-    cond: Conditioning,
-    scales,
-    project: Partial | None,
-    label: str,
-) -> jax.Array:
-    bar = progress.bar(label, len(sigmas) - 1)
-    try:
-        # Guidance doubles the batch, unconditional half first: the tables must be those of both halves.
-        both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
-        tables = model.tables(params, both if scales.max() > 1.0 else cond)
-        denoise = Partial(model.sampling_denoiser, params, tables)
-        return sample_steps(
-            denoise,
-            x,
-            sigmas,
-            cond,
-            guidance=scales,
-            project=project,
-            callback=lambda *_: bar.update(),
+@dataclasses.dataclass(frozen=True)
+class _Sampler:
+    """What all sampling of a clip shares: K windows with their conditioning, batch K."""
+
+    model: VideoModel
+    cond: Conditioning
+    starts: np.ndarray
+    weights: np.ndarray
+    config: Any
+    project: Partial | None
+
+    def run(self, params: dict, x: jax.Array, sigmas: np.ndarray, label: str) -> jax.Array:
+        """x `[1, T, h, w, c]` at `sigmas[0]` to the latents at the end."""
+        bar = progress.bar(label, len(sigmas) - 1)
+        scales = guidance_ramp(
+            self.config.min_guidance, self.config.max_guidance, self.weights.shape[1]
         )
-    finally:
-        bar.close()
+        try:
+            denoise, scales = self._denoiser(params, scales)
+            return sample_steps(
+                denoise,
+                x,
+                sigmas,
+                self.cond,
+                guidance=scales,
+                project=self.project,
+                callback=lambda *_: bar.update(),
+            )
+        finally:
+            bar.close()
+
+    def _denoiser(self, params: dict, scales: np.ndarray) -> tuple[Partial, np.ndarray | None]:
+        """Of the whole clip, and the scales that are left for the sampler to guide it with."""
+        model, guided = self.model, scales.max() > 1.0
+        tables = []
+        for k in range(len(self.starts)):
+            cond = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], self.cond)
+            # Guidance doubles the batch, unconditional half first: so must the tables.
+            both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
+            tables.append(model.tables(params, both if guided else cond))
+        if len(tables) == 1:
+            return Partial(model.sampling_denoiser, params, tables[0]), scales
+        denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None)
+        tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
+        return Partial(denoise, params, tables, self.starts, self.weights), None

@@ -13,6 +13,7 @@ import numpy as np
 from recapture_jax import progress, sharding
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.diffusion.guidance import Conditioning, unconditional
+from recapture_jax.diffusion.windows import window_starts
 from recapture_jax.errors import InputError
 from recapture_jax.geometry.masks import min_pool
 from recapture_jax.lora import tree as lora_tree
@@ -61,8 +62,38 @@ def known_mask(model: VideoModel, anchor: Anchor) -> jax.Array:
     return min_pool(jnp.asarray(anchor.mask), model.factor)[None]
 
 
-def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> AnchorData:
+def windows_of(model: VideoModel, num_frames: int, group) -> tuple[np.ndarray, int]:
+    """First frames `[K]` and length of the windows in which the model sees a clip.
+
+    Args:
+      num_frames: of the clip.
+      group: the `model` group.
+
+    Raises:
+      InputError: windows that do not advance.
+    """
+    longest = group.window or int(model.config["num_frames"])
+    return window_starts(num_frames, longest, group.window_overlap), min(longest, num_frames)
+
+
+def window_conditions(
+    model: VideoModel, anchor: Anchor, starts: np.ndarray, length: int, generate, seed: int
+) -> Conditioning:
+    """Conditioning of each window on its own first frame, batch K; tuning and sampling share it."""
+    base = jax.random.fold_in(jax.random.key(seed), 2**20)
+    keys = [base, *(jax.random.fold_in(base, k) for k in range(1, len(starts)))]
+    conds = [
+        condition_on(model, jnp.asarray(anchor.frames[start]), length, generate, key)
+        for start, key in zip(starts, keys, strict=True)
+    ]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *conds)
+
+
+def anchor_data(model: VideoModel, anchor: Anchor, group, generate, seed: int) -> AnchorData:
     """Encodes the anchor once.
+
+    Args:
+      group: the `model` group; generate: the `generate` group.
 
     Raises:
       InputError: if no latent of the whole anchor is known.
@@ -73,10 +104,11 @@ def anchor_data(model: VideoModel, anchor: Anchor, generate, seed: int) -> Ancho
             "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
             "take a smaller move (config.camera.moves) or a smaller config.anchor.erode"
         )
-    frames = jnp.asarray(anchor.frames)
-    key = jax.random.fold_in(jax.random.key(seed), 2**20)
-    cond = condition_on(model, frames[0], len(frames), generate, key)
-    return AnchorData(model.encode_video(frames)[None], mask, cond)
+    starts, length = windows_of(model, len(anchor.frames), group)
+    frames = starts[:, None] + np.arange(length)
+    latents = model.encode_video(jnp.asarray(anchor.frames))
+    cond = window_conditions(model, anchor, starts, length, generate, seed)
+    return AnchorData(latents[frames], mask[0][frames], cond)
 
 
 def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int) -> SourceData:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from recapture_jax import xla
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.diffusion.windows import in_windows
 from recapture_jax.models.image_preprocess import clip_preprocess
 from recapture_jax.models.transformer import TABLES
 from recapture_jax.models.vae import VAE
@@ -68,6 +69,14 @@ class VideoModel:
             return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
 
         return denoise
+
+    def window_denoiser(self, scales: tuple[float, ...] | None):
+        """`windows.in_windows` of the denoiser above, guided by `scales`; likewise one function each."""
+        return self._window_denoisers(scales)
+
+    @functools.cached_property
+    def _window_denoisers(self):
+        return functools.lru_cache(functools.partial(in_windows, self.sampling_denoiser))
 
     def embed_image(self, images: jax.Array) -> jax.Array:
         """Images `[B, H, W, 3]` in [0, 1] to contexts `[B, 1, D]`."""

@@ -41,9 +41,9 @@ class AnchorData:
     """What the temporal loss reads.
 
     Attributes:
-      latents: `[1, T, h, w, c]`, scaled latents of the anchor.
-      mask: `[1, T, h, w]` bool, True where the anchor is known.
-      cond: conditioning on its first frame, batch 1.
+      latents: `[K, T, h, w, c]`, scaled latents of the anchor, or of K windows of it.
+      mask: `[K, T, h, w]` bool, True where the anchor is known.
+      cond: conditioning of each window on its first frame, batch K.
     """
 
     latents: jax.Array
@@ -106,8 +106,9 @@ def temporal_loss(
 ) -> jax.Array:
     """Masked loss of `settings.draws` noised copies of the anchor, or of windows of it."""
     sigma_key, noise_key = jax.random.split(key)
-    n = settings.draws
-    copies = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), (data.latents, data.mask, data.cond))
+    n, count = settings.draws, len(data.latents)
+    picked = jax.random.randint(jax.random.fold_in(key, 3), (n,), 0, count)
+    copies = jax.tree.map(lambda x: x[picked], (data.latents, data.mask, data.cond))
     if settings.window > 1:
         copies = _windows(*copies, jax.random.fold_in(key, 2), settings)
     noise = jax.random.normal(noise_key, copies[0].shape)
