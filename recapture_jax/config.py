@@ -96,7 +96,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     model.attention = "auto"
     model.remat = "none"  # none, full or dots
     model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
-    model.window_overlap = 6  # frames that neighbouring windows share
+    model.window_overlap = 0  # frames that neighbouring windows share; 0: two fifths of a window
 
     config.lora = lora = ml_collections.ConfigDict()
     lora.rank = 16
@@ -153,6 +153,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         generate.motion_bucket = 40  # most of its training clips lie below
         generate.max_guidance = 1.0  # guidance shifts this prior's colours
         generate.known_weight, generate.known_sigma_min = 1.0, 0.3  # it is too weak to do without
+        generate.keep_pixels = True
         generate.steps, generate.sigma_min = 15, 2.0  # below, this prior adds grain
         generate.sdedit_sigma, generate.sdedit_steps = 2.0, 1
     if variant == "smoke":

@@ -17,7 +17,7 @@ from recapture_jax import progress, source
 from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth import base
-from recapture_jax.diffusion.windows import window_starts
+from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages.anchor import Anchor
@@ -115,10 +115,10 @@ class FirstStage:
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
         model = self.config.model
-        longest = model.window or model_frames
-        windows = len(window_starts(len(self.shown), longest, model.window_overlap))
-        if windows > 1:
-            progress.say(f"{len(self.shown)} frames, in {windows} windows of {longest}")
+        windows = (model_frames, model.window, model.window_overlap)
+        starts, length = plan_windows(len(self.shown), *windows)
+        if len(starts) > 1:
+            progress.say(f"{len(self.shown)} frames, in {len(starts)} windows of {length}")
         height, width = self.source.size
         size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)

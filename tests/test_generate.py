@@ -23,6 +23,7 @@ def anchor():
 def config():
     group = default_config("smoke").generate
     group.steps, group.sdedit_sigma, group.known_sigma_min = 2, 0.0, 0.0
+    group.keep_pixels = False
     return group
 
 

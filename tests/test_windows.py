@@ -9,7 +9,7 @@ import pytest
 
 from recapture_jax.config import default_config
 from recapture_jax.diffusion.guidance import Conditioning
-from recapture_jax.diffusion.windows import blend_weights, in_windows, window_starts
+from recapture_jax.diffusion.windows import blend_weights, in_windows, plan_windows, window_starts
 from recapture_jax.errors import InputError
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages import generate, tune
@@ -45,6 +45,14 @@ def test_windows_cover_the_clip_and_their_weights_sum_to_one(total, length, over
 def test_windows_that_do_not_advance_are_refused(overlap):
     with pytest.raises(InputError, match="windows of 4 frames cannot share"):
         window_starts(10, 4, overlap)
+
+
+def test_windows_are_as_long_as_trained_and_share_two_fifths():
+    starts, length = plan_windows(30, 14, 0, 0)
+    assert length == 14 and np.diff(starts).tolist() == [9, 7]
+    starts, length = plan_windows(30, 14, 8, 2)
+    assert length == 8 and np.diff(starts).tolist() == [6, 6, 6, 4]
+    assert plan_windows(5, 14, 0, 0)[1] == 5
 
 
 def stacked(model, count, frames, size):
@@ -113,6 +121,7 @@ def config():
     whole = default_config("smoke")
     whole.model.window_overlap = 1
     whole.generate.steps, whole.generate.sdedit_sigma = 2, 0.0
+    whole.generate.keep_pixels = False
     return whole
 
 

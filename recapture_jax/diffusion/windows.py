@@ -39,6 +39,21 @@ def window_starts(total: int, length: int, overlap: int) -> np.ndarray:
     return np.array([*range(0, last, length - overlap), last], np.int32)
 
 
+def plan_windows(total: int, trained: int, window: int, overlap: int) -> tuple[np.ndarray, int]:
+    """First frames `[K]` and length of the windows of a clip.
+
+    Args:
+      total: frames of the clip.
+      trained: frames of the clips that the model was trained on.
+      window, overlap: as in the `model` group; 0: as trained, and two fifths of a window.
+
+    Raises:
+      InputError: windows that do not advance.
+    """
+    length = window or trained
+    return window_starts(total, length, overlap or 2 * length // 5), min(length, total)
+
+
 def blend_weights(total: int, length: int, starts: np.ndarray) -> np.ndarray:
     """Weights `[K, length]` float32 of the windows' frames; those of each frame of the clip sum to 1.
 

@@ -13,7 +13,7 @@ import numpy as np
 from recapture_jax import progress, sharding
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.diffusion.guidance import Conditioning, unconditional
-from recapture_jax.diffusion.windows import window_starts
+from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
 from recapture_jax.geometry.masks import min_pool
 from recapture_jax.lora import tree as lora_tree
@@ -72,8 +72,8 @@ def windows_of(model: VideoModel, num_frames: int, group) -> tuple[np.ndarray, i
     Raises:
       InputError: windows that do not advance.
     """
-    longest = group.window or int(model.config["num_frames"])
-    return window_starts(num_frames, longest, group.window_overlap), min(longest, num_frames)
+    trained = int(model.config["num_frames"])
+    return plan_windows(num_frames, trained, group.window, group.window_overlap)
 
 
 def window_conditions(
