@@ -93,7 +93,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.path = BUNDLED + "prior_small"  # or a folder written by converters.svd
     model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
-    model.attention = "auto"
+    model.attention = "auto"  # or xla, chunked, cudnn (GPUs), flash (TPUs); models/attention.py
     model.remat = "none"  # none, full or dots
     model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
     model.window_overlap = 0  # frames that neighbouring windows share; 0: two fifths of a window
@@ -179,7 +179,7 @@ _CHOICES = {
     "depth.kind": ("metric", "relative", "disparity"),
     "depth.encoding": ("uint16", "float16_bits"),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "chunked", "cudnn"),
+    "model.attention": ("auto", "xla", "chunked", "cudnn", "flash"),
     "model.remat": ("none", "full", "dots"),
     "tune.schedule": ("spatial_first", "joint"),
     "tune.loss": ("v", "eps"),

@@ -62,6 +62,7 @@ class _Run(FirstStage):
         super().__init__(config, weights.read_config(self.model_path))
         self.records: dict[str, Any] = {}
         self.dtype = _dtype(config.model.dtype)
+        _check_attention(config.model.attention, self.dtype)
         self._model = None
 
     def go(self) -> RunResult:
@@ -270,3 +271,19 @@ def _dtype(name: str):
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def _check_attention(name: str, dtype) -> None:
+    """Refuses a fused kernel of another platform, or of another precision, before any work."""
+    needs = {"cudnn": "gpu", "flash": "tpu"}.get(name)
+    here = jax.default_backend()
+    if needs and needs != here:
+        raise InputError(
+            f"config.model.attention={name} runs on a {needs.upper()}, this machine has a {here.upper()}: "
+            "set it to auto"
+        )
+    if name == "cudnn" and dtype == jnp.float32:
+        raise InputError(
+            "config.model.attention=cudnn cannot compute in float32: set config.model.dtype=bfloat16, or "
+            "attention to auto"
+        )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from recapture_jax.models import attention as module
 from recapture_jax.models.attention import attention, temporal_attention
@@ -94,16 +95,85 @@ def test_memory_of_chunked_does_not_grow_with_the_logits():
     assert temp_bytes("chunked") < 4 * chunk + 6 * query < logits / 5
 
 
-def test_auto_chunks_where_the_logits_are_large():
-    small = jax.ShapeDtypeStruct((1, 1024, 5, 64), jnp.float32)
-    large = jax.ShapeDtypeStruct((14, 9216, 5, 64), jnp.float32)
-    assert module._choose(small, small) == "xla"
-    assert module._choose(large, large) == "chunked"
+@pytest.mark.parametrize(
+    "platform, dtype, small, large, head",
+    [
+        ("cpu", jnp.bfloat16, "xla", "chunked", "chunked"),
+        ("gpu", jnp.float32, "xla", "chunked", "chunked"),
+        ("gpu", jnp.bfloat16, "cudnn", "cudnn", "chunked"),
+        ("tpu", jnp.bfloat16, "xla", "flash", "flash"),
+    ],
+)
+def test_auto_follows_platform_dtype_and_shape(monkeypatch, platform, dtype, small, large, head):
+    """The lowest level of SVD, its highest, and the one wide head of its autoencoder."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    shapes = ((1, 576, 20, 64), (14, 9216, 5, 64), (1, 9216, 1, 512))
+    queries = [jax.ShapeDtypeStruct(s, dtype) for s in shapes]
+    assert [module._choose(q, q) for q in queries] == [small, large, head]
+    cross = jax.ShapeDtypeStruct((14, 77, 5, 64), dtype)
+    assert platform != "tpu" or module._choose(queries[1], cross) != "flash"
+
+
+# Rows that fill no block, narrow and wide heads.
+@pytest.mark.parametrize(
+    "tokens, keys, dim, dtype, tolerance",
+    [(300, 300, 64, jnp.float32, 3e-6), (70, 200, 160, jnp.float32, 3e-6)]
+    + [(140, 140, 64, jnp.bfloat16, 1e-2)],
+)
+def test_tpu_kernel_is_plain_with_all_gradients(tokens, keys, dim, dtype, tolerance):
+    """JAX's kernel as we call it, run by Pallas' interpreter of TPU programs."""
+    args = draw(tokens, keys, 1, dtype, 2, dim)
+
+    def run(implementation):
+        def loss(*args):
+            out = attention(*args, implementation)
+            return jnp.square(out.astype(jnp.float32)).sum(), out
+
+        grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args)
+        return jax.block_until_ready((out, *grads))
+
+    with pltpu.force_tpu_interpret_mode():
+        fused = run("flash")
+    for ours, plain in zip(fused, run("xla"), strict=True):
+        assert ours.dtype == plain.dtype == dtype
+        assert rel(ours, plain) <= tolerance
+
+
+@pytest.mark.parametrize("shape", [(14, 9216, 5, 64), (1, 9216, 1, 512)], ids=["unet", "vae"])
+def test_tpu_kernel_lowers_forward_and_backward(shape):
+    shape = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    def loss(*args):
+        return jnp.square(attention(*args, "flash").astype(jnp.float32)).sum()
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = run.trace(shape, shape, shape).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@tpu_custom_call") >= 3  # forward, keys and values, queries
+    assert "9216x9216" not in text
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_cudnn_lowers_for_gpus(monkeypatch, backward):
+    """Its checks look for a GPU; what is lowered then needs none."""
+    shape = jax.ShapeDtypeStruct((14, 9216, 5, 64), jnp.bfloat16)
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 90100
+    )
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_compute_capability", lambda *_: True
+    )
+
+    def loss(*args):
+        return jnp.square(attention(*args, "cudnn").astype(jnp.float32)).sum()
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)) if backward else loss)
+    text = run.trace(shape, shape, shape).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmha" in text and "9216x9216" not in text
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="flash.*expected one of"):
-        attention(*draw(), "flash")
+    with pytest.raises(ValueError, match="ring.*expected one of"):
+        attention(*draw(), "ring")
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

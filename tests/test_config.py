@@ -42,7 +42,7 @@ BAD = [
     ("anchor.taps", 0, "anchor.taps"),
     ("anchor.erode", -1, "anchor.erode"),
     ("model.dtype", "float8", "float32"),
-    ("model.attention", "flash", "chunked"),
+    ("model.attention", "ring", "chunked"),
     ("model.remat", "some", "none, full, dots"),
     ("lora.rank", 0, "lora.rank"),
     ("lora.spatial_targets", "(", "regular expression"),

@@ -64,7 +64,7 @@ def test_inputs_at_another_size(sample):
 
 
 def test_model_rows_add_one_component_each(sample, monkeypatch):
-    """What each row fits and samples with; LoRAs that rows share are fitted once."""
+    """What each row fits and samples with, held to the anchor and free; shared LoRAs are fitted once."""
     fits, samples = [], []
     monkeypatch.setattr(rows.tune_stage, "source_data", lambda *_: "clip")
     monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda m, anchor, *_: anchor.mask.mean())
@@ -81,7 +81,7 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
     monkeypatch.setattr(rows.tune_stage.Tuner, "fit", fit)
     monkeypatch.setattr(rows.generate_stage, "generate", generate)
     config = default_config("smoke")
-    config.generate.sdedit_sigma = 0.7
+    config.generate.sdedit_sigma, config.generate.known_weight = 0.7, 0.5
     model_rows = rows.ModelRows(None, config, sample, SMALL)
     for row in rows.MODEL:
         assert model_rows.frames(row).shape == (14, *SMALL, 3)
@@ -94,15 +94,15 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
         (("temporal",), {"anchor": mask}, {"spatial": "lora 3"}),
     ]
     both = {"spatial": "lora 3", "temporal": "lora 4"}
-    assert samples == [
-        ({}, 0.0, 0.0, False),
-        ({"temporal": "lora 1"}, 0.0, 0.0, False),
-        ({"temporal": "lora 2"}, 0.0, 0.0, False),
-        (both, 0.0, 0.0, False),
-        (both, 0.7, 0.0, False),
-        (both, 0.7, 1.0, False),
-        (both, 0.7, 1.0, True),
+    ladder = [
+        ({}, 0.0),
+        ({"temporal": "lora 1"}, 0.0),
+        ({"temporal": "lora 2"}, 0.0),
+        (both, 0.0),
+        (both, 0.7),
     ]
+    held, free = (0.5, True), (0.0, False)
+    assert samples == [(*step, *how) for how in (held, free) for step in ladder]
     assert config.generate.sdedit_sigma == 0.7  # the configuration itself is left alone
 
 

@@ -191,6 +191,8 @@ BAD_RUNS = [
     ({"camera.moves": "pan right 170"}, "smaller move"),
     ({"camera.time": "freeze 3"}, "expected at most 2, the last of 3 frames"),
     ({"mesh.data": 4096}, "devices"),
+    ({"model.attention": "flash"}, "runs on a TPU"),
+    ({"model.attention": "cudnn"}, "runs on a GPU"),
     ({"output.name": "taken"}, "exists"),
 ]
 

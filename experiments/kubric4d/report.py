@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from experiments.kubric4d.rows import BEFORE, CLASSICAL, LABELS, MODEL
+from experiments.kubric4d.rows import CLASSICAL, COMPARED, LABELS, MODEL
 from recapture_jax.evaluation.images import AVERAGES, mean_over_frames
 from recapture_jax.evaluation.intervals import interval, text
 
@@ -89,14 +89,14 @@ def _median(scenes: dict[str, float]) -> float:
 
 
 def differences(records: list[dict], average: str) -> str:
-    """Markdown: each component's row minus the row before it, paired by scene; '' without any.
+    """Markdown: for each pair of `COMPARED` the difference, paired by scene; '' without any.
 
     An interval that excludes zero is bold.
     """
     values = by_scene(records, average)
     names = columns(values)
     lines = []
-    for row, before in BEFORE.items():
+    for row, before in COMPARED:
         if row in values and before in values:
             cells = []
             for name in names:

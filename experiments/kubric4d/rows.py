@@ -24,7 +24,11 @@ from recapture_jax.video import resize
 from recapture_jax.video.clip import Clip
 
 CLASSICAL = ("source", "reprojection", "filled", "inpainted")
-MODEL = ("vanilla", "temporal_unmasked", "temporal", "spatial", "full", "guided", "kept")
+LADDER = ("vanilla", "temporal_unmasked", "temporal", "spatial", "full")
+"""Rows sampled as the configuration says, each with one component more than the one before."""
+FREE = tuple(f"free_{row}" for row in LADDER)
+"""The same, sampled as the paper does: nothing but the LoRAs ties the sampler to the anchor."""
+MODEL = (*LADDER, *FREE)
 LABELS = {
     "source": "source copied",
     "reprojection": "point-cloud reprojection",
@@ -34,19 +38,15 @@ LABELS = {
     "temporal_unmasked": "+ temporal LoRA, no mask",
     "temporal": "+ temporal LoRA, masked",
     "spatial": "+ spatial LoRA",
-    "full": "+ SDEdit",
-    "guided": "+ known-region guidance",
-    "kept": "+ known pixels kept",
+    "full": "+ SDEdit: full method",
 }
-BEFORE = {
-    "temporal_unmasked": "vanilla",
-    "temporal": "temporal_unmasked",
-    "spatial": "temporal",
-    "full": "spatial",
-    "guided": "full",
-    "kept": "guided",
-}
-"""The row that each component is compared with."""
+LABELS |= {free: f"free: {LABELS[row]}" for row, free in zip(LADDER, FREE, strict=True)}
+COMPARED = (
+    *zip(LADDER[1:], LADDER, strict=False),
+    ("full", "inpainted"),
+    *zip(FREE[1:], FREE, strict=False),
+)
+"""Pairs (row, the row it is compared with): each component, and the whole against the best without a model."""
 FPS = 24.0
 
 
@@ -137,18 +137,18 @@ class ModelRows:
 
     def frames(self, row: str) -> np.ndarray:
         """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size."""
+        generate = ConfigDict(self.config.generate)
+        if row in FREE:
+            row = LADDER[FREE.index(row)]
+            generate.known_weight, generate.keep_pixels = 0.0, False
         loras = {}
         if row in ("temporal", "temporal_unmasked"):
             loras["temporal"] = self._lora(row)
         elif row != "vanilla":
             loras["spatial"] = self._lora("spatial")
             loras["temporal"] = self._lora("temporal_beside_spatial")
-        generate = ConfigDict(self.config.generate)
-        if row not in ("full", "guided", "kept"):
+        if row != "full":
             generate.sdedit_sigma = 0.0
-        held = generate.known_weight or 1.0
-        generate.known_weight = held if row in ("guided", "kept") else 0.0
-        generate.keep_pixels = row == "kept"
         args = (self.config.model, generate, self.config.seed)
         made = generate_stage.generate(self.model, self.anchor(), loras, *args)
         return resize.resize(made, self.output_size)

@@ -39,6 +39,9 @@ _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
 _WINDOW = flags.DEFINE_integer(
     "window", 1, "unet: each step sees one part in `window` of each side."
 )
+_IMAGES = flags.DEFINE_integer(
+    "images", 0, "unet: frames of a step's clip that are learnt as images, too."
+)
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
 _START = flags.DEFINE_string(
     "start", None, "unet: folder of a model to go on from, whatever its latents."
@@ -95,6 +98,7 @@ def main(argv) -> None:
             _MINUTES.value,
             _BATCH.value,
             _WINDOW.value,
+            _IMAGES.value,
         )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":

@@ -18,6 +18,7 @@ from recapture_jax.models.image_preprocess import clip_preprocess
 from recapture_jax.tuning.losses import v_loss
 
 DROPOUT = 0.1  # share of steps without the image, for classifier-free guidance
+IMAGE_WEIGHT = 0.5  # of single frames in the loss
 
 
 def motion_bucket(motion: np.ndarray) -> np.ndarray:
@@ -71,26 +72,44 @@ def cache_latents(workdir: pathlib.Path, params: dict, split: str) -> dict:
 
 
 def training_loss(networks: zoo.Networks, params: dict, key: jax.Array, batch: dict) -> jax.Array:
-    """v-loss of one batch of clips at its levels; `batch` comes from `make_batch`."""
-    noise_key, drop_key = jax.random.split(key)
-    z, sigma = batch["video"].astype(jnp.float32), batch["sigma"]
-    noise = jax.random.normal(noise_key, z.shape)
+    """v-loss of one batch of clips at its levels; `batch` comes from `make_batch`.
+
+    With frames in "images" `[I, h, w, c]` (of clip 0, levels in "image_sigma"), IMAGE_WEIGHT times their loss
+    is added, each a clip of one frame to the network without its temporal layers. SVD was an image model
+    before it saw video; the spatial half of fine-tuning and SDEdit rely on that.
+    """
+    keep_key, image_key = jax.random.split(jax.random.fold_in(key, 1))
     context = networks.image_encoder.apply(
         {"params": params["image_encoder"]}, batch["pixels"].astype(jnp.float32)
     )
-    keep = jax.random.bernoulli(drop_key, 1.0 - DROPOUT, z.shape[:1]).astype(jnp.float32)
-    first = batch["first"].astype(jnp.float32) * keep[:, None, None, None]
+    first = batch["first"].astype(jnp.float32)
+    told = context, first, batch["ids"]
+    loss = _loss(networks, params, key, batch["video"], batch["sigma"], told, keep_key)
+    if "images" in batch:
+        frames = batch["images"][:, None]
+        told = jax.tree.map(lambda x: jnp.repeat(x[:1], len(frames), axis=0), told)
+        args = (frames, batch["image_sigma"], told, jax.random.fold_in(image_key, 1))
+        loss += IMAGE_WEIGHT * _loss(networks, params, image_key, *args, image_only=True)
+    return loss
+
+
+def _loss(networks, params, key, z, sigma, told, keep_key, image_only: bool = False) -> jax.Array:
+    """v-loss of clips `z` `[B, T, h, w, c]`; `told`: context `[B, D]`, first latents, ids."""
+    context, first, ids = told
+    z = z.astype(jnp.float32)
+    noise = jax.random.normal(key, z.shape)
+    keep = jax.random.bernoulli(keep_key, 1.0 - DROPOUT, z.shape[:1]).astype(jnp.float32)
+    first = first * keep[:, None, None, None]
     cond = Conditioning(
         context=(context * keep[:, None])[:, None],
         latents=jnp.repeat(first[:, None], z.shape[1], axis=1),
-        added_time_ids=batch["ids"],
+        added_time_ids=ids,
     )
 
     def network(x, c_noise, cond):
         sample = jnp.concatenate([x, cond.latents], axis=-1)
-        return networks.unet.apply(
-            {"params": params["unet"]}, sample, c_noise, cond.context, cond.added_time_ids
-        )
+        args = (sample, c_noise, cond.context, cond.added_time_ids)
+        return networks.unet.apply({"params": params["unet"]}, *args, image_only=image_only)
 
     prediction = edm.predict_v(network, edm.add_noise(z, noise, sigma), sigma, cond)
     return v_loss(prediction, z, noise, sigma)
@@ -139,11 +158,13 @@ def train(
     minutes: float,
     batch_size: int,
     window: int = 1,
+    images: int = 0,
 ) -> dict:
     """Trains both networks from `start`, parameters by name, or from scratch where it is empty.
 
     With `window` = 2 each step sees a random half of each side: most of what a denoiser has to learn is
-    local, and four small steps teach more of it than a large one.
+    local, and four small steps teach more of it than a large one. `images` frames of the step's first clip
+    are also learnt as images, see `training_loss`.
     """
     networks = zoo.build(CONFIG)
     names = ("unet", "image_encoder")
@@ -160,7 +181,12 @@ def train(
         y, x = (rng.integers(n - n // window + 1) for n in (h, w))
         view = (slice(y, y + h // window), slice(x, x + w // window))
         inputs = make_batch(cache, indices, backwards, scale, view)
-        return inputs | {"sigma": spread_sigmas(step * batch_size, batch_size)}
+        inputs["sigma"] = spread_sigmas(step * batch_size, batch_size)
+        if images:
+            times = rng.integers(inputs["video"].shape[1], size=images)
+            inputs["images"] = inputs["video"][0, times]
+            inputs["image_sigma"] = spread_sigmas(step * images, images)
+        return inputs
 
     def loss(params, key, inputs):
         return training_loss(networks, params, key, inputs)

@@ -1,16 +1,21 @@
 """Multi-head attention on `[..., tokens, heads, head_dim]`, one function for every caller.
 
 `xla` forms the full logits; `chunked` never holds more than `CHUNK_LOGITS` of them (forward and
-backward), which is what makes 9216 spatial tokens fit; `cudnn` is NVIDIA's fused kernel. The softmax is
-float32 everywhere.
+backward), which is what makes 9216 spatial tokens fit; `cudnn` is NVIDIA's fused kernel, `flash` JAX's for
+TPUs. The softmax is float32 everywhere.
 """
 
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "flash")
 CHUNK_LOGITS = 8 * 2**20  # logits (float32) of one chunk: 32 MiB
 _AUTO_LOGITS = 64 * 2**20  # above 256 MiB of logits, 'auto' chunks
+_FLASH_TOKENS = (
+    1024  # from here on 'auto' takes the kernel on TPUs; shorter rows are mostly padding
+)
+_LANES = 128  # of a TPU; the kernel's blocks are whole multiples
+_FLASH_BLOCK = 512  # tokens of its largest block
 
 
 def attention(
@@ -23,7 +28,8 @@ def attention(
       key: `[B, M, H, D]`.
       value: `[B, M, H, D]`.
       implementation: one of `IMPLEMENTATIONS`. 'auto' takes cudnn on GPUs where its limits allow
-        (half precision, D a multiple of 8 and at most 128), else chunked above 256 MiB of logits.
+        (half precision, D a multiple of 8 and at most 128), flash on TPUs for self-attention of 1024
+        tokens or more, else chunked above 256 MiB of logits.
 
     Returns:
       `[B, N, H, D]` in the dtype of `query`.
@@ -39,6 +45,8 @@ def attention(
         implementation = _choose(query, key)
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    if implementation == "flash":
+        return _flash(query, key, value)
     if implementation == "chunked":
         return _chunked(query, key, value)
     return _plain(query, key, value)
@@ -56,6 +64,8 @@ def _choose(query: jax.Array, key: jax.Array) -> str:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if jax.default_backend() == "gpu" and half and dim % 8 == 0 and dim <= 128:
         return "cudnn"
+    if jax.default_backend() == "tpu" and min(n, key.shape[1]) >= _FLASH_TOKENS:
+        return "flash"
     return "chunked" if b * heads * n * key.shape[1] > _AUTO_LOGITS else "xla"
 
 
@@ -101,3 +111,44 @@ def _chunked(query, key, value):
         return parts.reshape(blocks * rows, *q.shape[1:])[:n]
 
     return jax.lax.map(item, (padded, key, value))
+
+
+def _flash(query, key, value):
+    """JAX's kernel for TPUs, on tokens padded to whole blocks; padded keys are of another segment.
+
+    Heads narrower than the TPU's lanes, or not a multiple of them, are filled up with zeros, which change
+    no product.
+    """
+    # Imported here: it takes half a second, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    tokens, dim = query.shape[1], query.shape[3]
+    block, (query, real), (key, keys_real), (value, _) = _to_blocks(query, key, value)
+    backward = ("q_major_dkv", "k_major_dkv", "k_dkv", "q_dkv", "k_major_dq", "k_dq", "q_dq")
+    sizes = kernel.BlockSizes(
+        block_q=block,
+        block_k_major=block,
+        block_k=block,
+        block_b=1,
+        **{f"block_{name}": block for name in backward},
+    )
+    segments = kernel.SegmentIds(q=real, kv=keys_real)
+    out = kernel.flash_attention(
+        query, key, value, segment_ids=segments, sm_scale=dim**-0.5, block_sizes=sizes
+    )
+    return out.transpose(0, 2, 1, 3)[:, :tokens, :, :dim]
+
+
+def _to_blocks(*arrays):
+    """The block and, for each `[B, N, H, D]`, the pair of it as `[B, H, N', D']`, filled up with zeros to whole
+    blocks and lanes, and `[B, N']`, 1 or 0 where it is filled."""
+    longest = max(a.shape[1] for a in arrays)
+    block = min(_FLASH_BLOCK, -(-longest // _LANES) * _LANES)
+    found = []
+    for a in arrays:
+        batch, n, _, dim = a.shape
+        more, wider = -n % block, -dim % _LANES
+        padded = jnp.pad(a, ((0, 0), (0, more), (0, 0), (0, wider))).transpose(0, 2, 1, 3)
+        real = jnp.broadcast_to((jnp.arange(n + more) < n).astype(jnp.int32), (batch, n + more))
+        found.append((padded, real))
+    return block, *found
