@@ -94,7 +94,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     model.path = BUNDLED + "prior_small"  # or a folder written by converters.svd
     model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
     model.attention = "auto"  # or xla, chunked, cudnn (GPUs), flash (TPUs); models/attention.py
-    model.remat = "none"  # none, full or dots
+    model.remat = "auto"  # none, dots or full; auto: the fastest that fits, see preflight.py
     model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
     model.window_overlap = 0  # frames that neighbouring windows share; 0: two fifths of a window
 
@@ -166,7 +166,6 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     if variant in ("svd", "svd_xt"):
         video.short_side, video.multiple = 576, 64
         model.path = f"weights/{variant}"
-        model.remat = "full"
         generate.max_guidance = 2.5 if variant == "svd" else 3.0
         generate.decode_chunk = 7
     return config
@@ -180,7 +179,7 @@ _CHOICES = {
     "depth.encoding": ("uint16", "float16_bits"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "flash"),
-    "model.remat": ("none", "full", "dots"),
+    "model.remat": ("auto", "none", "full", "dots"),
     "tune.schedule": ("spatial_first", "joint"),
     "tune.loss": ("v", "eps"),
     "tune.spatial_condition": ("first", "frame", "none"),

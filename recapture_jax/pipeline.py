@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import progress, sharding, weights
+from recapture_jax import preflight, progress, sharding, weights
 from recapture_jax.camera.formats import nerfstudio_camera_path
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
@@ -80,6 +81,7 @@ class _Run(FirstStage):
         target = self._target()
         if target.exists():
             raise InputError(f"{target} exists; choose another --config.output.name or remove it")
+        self._preflight()
         depth = self.depth()
         anchor = self.anchor(depth)
         loras = self._tune(anchor)
@@ -91,6 +93,16 @@ class _Run(FirstStage):
                 (folder / "folder.txt").write_text(str(target.absolute()))
         progress.say(f"done: {target}")
         return RunResult(target, self.stages)
+
+    def _preflight(self) -> None:
+        """Settles how the run fits the device, or refuses it."""
+        frames = len(self.shown)
+        args = (self.model_config, self.config, self.dtype, frames, self.clip.size)
+        with self.watch.stage("preflight"):
+            self.plan_of_memory = preflight.plan(*args)
+        self.config = ConfigDict(self.config)  # the caller's stays as it was, and so do cache keys
+        self.config.model.remat = self.plan_of_memory.remat
+        self.config.generate.decode_chunk = self.plan_of_memory.decode_chunk
 
     def _model_hash(self) -> str:
         """Content of the model: of its one file, or what the converter recorded of its source."""
@@ -262,6 +274,7 @@ class _Run(FirstStage):
             "stages": self.stages,
             "seconds": self.watch.seconds,
             "hole_share": anchor_stage.hole_shares(anchor),
+            "memory": self.plan_of_memory.report(),
             "tuning": self.records,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }

@@ -50,7 +50,9 @@ BELOW = {
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
         "diffusion",
     },
+    "preflight": {"errors", "progress", "models", "diffusion", "lora", "tuning", "stages"},
     "pipeline": {
+        "preflight",
         *(
             "errors",
             "first_stage",

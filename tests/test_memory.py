@@ -9,7 +9,9 @@ import pytest
 from tiny import CONFIG
 
 from experiments.bench.memory import Case, compile_step, report, saved_bytes
+from recapture_jax.config import default_config
 from recapture_jax.models.unet import UNetConfig
+from recapture_jax.preflight import Estimate
 
 MIB = 2**20
 SVD = UNetConfig()
@@ -31,4 +33,8 @@ def test_temporaries_of_the_compiled_step():
     plain = report(compile_step(case(remat="none", attention="xla")))["temporaries"]
     lean = report(compile_step(case(remat="full", attention="chunked")))["temporaries"]
     assert lean < plain / 4
+    config = default_config("small")
+    config.lora.rank, config.tune.window = 4, 1
+    told = Estimate(CONFIG | {"num_frames": 4}, config, jnp.float32, 4, (256, 384))
+    assert 0.4 < lean / told.tune("full").working < 1.2  # what a run is told before it starts
     assert lean < 1.15 * 96 * MIB

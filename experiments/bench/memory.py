@@ -23,7 +23,8 @@ from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models.unet import UNet, UNetConfig
 from recapture_jax.models.unet_blocks import REMAT_POLICIES
-from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_loss, make_step
+from recapture_jax.tuning.memory import kept_bytes
+from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_step
 
 FACTOR = 8  # pixels per latent
 # XLA:CPU drops the barriers of jax.checkpoint before it schedules, which moves the recomputation
@@ -86,16 +87,7 @@ class Case:
 def saved_bytes(case: Case) -> int:
     """Bytes kept from the forward to the backward pass, the parameters apart."""
     state, params, data = case.shapes()
-    loss = make_loss(case.network, Settings(), ("temporal",))
-
-    def backward(lora, params, data):
-        key = jax.random.key(0)
-        return jax.vjp(lambda lora: loss(lora, {}, params, data, key)[0], lora)[1]
-
-    kept = jax.eval_shape(backward, state["lora"], params, data)
-    # Kept parameters are no copies; they are told from activations by their shapes.
-    known = {(p.shape, p.dtype) for p in jax.tree.leaves((params, state["lora"]))}
-    return sum(_bytes(x) for x in jax.tree.leaves(kept) if (x.shape, x.dtype) not in known)
+    return kept_bytes(case.network, Settings(), state["lora"], params, data)
 
 
 def compile_step(case: Case) -> jax.stages.Compiled:
@@ -115,10 +107,6 @@ def report(compiled: jax.stages.Compiled) -> dict[str, float]:
         "temporaries": memory.temp_size_in_bytes,
         "flops": cost.get("flops", float("nan")),
     }
-
-
-def _bytes(array: jax.ShapeDtypeStruct) -> int:
-    return array.size * array.dtype.itemsize
 
 
 def _shape(shape, dtype=jnp.float32):

@@ -1,0 +1,237 @@
+"""Does it fit? The memory of each stage of a run, from shapes alone, before any work starts.
+
+What a tuning step keeps from its forward to its backward pass is counted by tracing that very step. What else
+is alive at a time is a number of the largest activations, taken from XLA:CPU's plans of Stable Video Diffusion at
+14 x 256 x 384 and 14 x 576 x 1024 in float32 (`experiments.bench.memory`, its memory.md); in bfloat16 three
+quarters of it are counted, since norms and softmax stay float32. No plan of a GPU or TPU was at hand to check it.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from recapture_jax import progress
+from recapture_jax.diffusion.guidance import Conditioning
+from recapture_jax.diffusion.windows import plan_windows
+from recapture_jax.errors import InputError
+from recapture_jax.lora import tree as lora_tree
+from recapture_jax.models import zoo
+from recapture_jax.models.unet_blocks import REMAT_POLICIES
+from recapture_jax.stages import tune as tune_stage
+from recapture_jax.stages.video_model import VideoModel
+from recapture_jax.tuning import memory
+from recapture_jax.tuning.step import AnchorData, init_state, window_side
+
+GIB = 2**30
+# Activations alive at once, as float32 `[T, h, w, C0]` of the U-Net or `[H, W, C0]` of the decoder's last level.
+_TUNE_UNITS, _SAMPLE_UNITS, _DECODE_UNITS, _ENCODE_UNITS = 46.0, 27.5, 7.5, 3.1
+_ATTENTION = 0.75 * GIB  # blocks of logits, at most
+_SHARES = {"none": 0.7, "dots": 0.7, "full": 0.9}
+"""Of a device's memory that a plan may take: rematerialising costs a third of the speed, running out all of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes a stage holds at once: weights and optimiser state, and everything that comes and goes."""
+
+    stage: str
+    weights: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.working
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run will be done on this device: what `config.model.remat` and `generate.decode_chunk` become."""
+
+    remat: str
+    decode_chunk: int
+    needs: tuple[Need, ...]
+    limit: int
+
+    def report(self) -> dict[str, Any]:
+        """For run.json, in GiB."""
+        stages = {n.stage: round(n.total / GIB, 3) for n in self.needs}
+        chosen = {"remat": self.remat, "decode_chunk": self.decode_chunk}
+        return chosen | {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}
+
+
+def device_memory() -> int:
+    """Bytes that one device offers to this process: of an accelerator what XLA may take, else free main memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: nothing is known, nothing is refused
+        return 2**63
+
+
+class Estimate:
+    """Memory of a run's stages.
+
+    Args:
+        model_config: of the model's folder.
+        config: of the run.
+        dtype: of weights and activations.
+        frames: of the clip.
+        size: (height, width) in pixels.
+    """
+
+    def __init__(self, model_config: dict, config, dtype, frames: int, size: tuple[int, int]):
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.model_config = model_config
+        group = config.model
+        trained = int(model_config["num_frames"])
+        starts, self.length = plan_windows(
+            frames, trained, group.window, group.window_overlap
+        )
+        self.windows, self.frames, self.size = len(starts), frames, size
+        self._params = {
+            name: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, self.dtype),
+                zoo.abstract_params(name, model_config),
+            )
+            for name in zoo.COMPONENTS
+        }
+        self._weights = memory.nbytes(self._params)
+        self.networks = zoo.build(model_config, dtype)
+        self.latent = tuple(side // self.networks.vae.config.factor for side in size)
+
+    def tune(self, remat: str) -> Need:
+        """One step of the temporal LoRA, the larger of the two."""
+        networks = zoo.build(self.model_config, self.dtype, attention="chunked", remat=remat)
+        model = VideoModel(networks, self._params, self.model_config)
+        numbers = tune_stage.settings(self.config.tune, networks.unet.config.stride)
+        state, data = self._tuning_shapes(numbers)
+        kept = memory.kept_bytes(model.network, numbers, state["lora"], self._params["unet"], data)
+        sides = [window_side(n, numbers) for n in self.latent]
+        unit = self._unit(math.prod(sides)) * numbers.draws
+        weights = self._weights + memory.nbytes((state, data))
+        return Need("tune", weights, int(kept + self._alive(_TUNE_UNITS * unit)))
+
+    def sample(self) -> Need:
+        """One step of the sampler; windows of a long clip go through the network one after another."""
+        guided = max(self.config.generate.min_guidance, self.config.generate.max_guidance) > 1.0
+        unit = self._unit(math.prod(self.latent)) * (2 if guided else 1)
+        return Need("sample", self._weights, int(self._alive(_SAMPLE_UNITS * unit)))
+
+    def decode(self, chunk: int) -> Need:
+        """`chunk` frames through the decoder; 0: all."""
+        unit = self._pixels() * min(chunk or self.frames, self.frames)
+        return Need("decode", self._weights, int(self._share() * _DECODE_UNITS * unit))
+
+    def encode(self) -> Need:
+        """Frames go through the encoder one by one."""
+        return Need("encode", self._weights, int(self._share() * _ENCODE_UNITS * self._pixels()))
+
+    def _share(self) -> float:
+        return 1.0 if self.dtype.itemsize == 4 else 0.75
+
+    def _alive(self, bytes32: float) -> float:
+        return self._share() * bytes32 + min(_ATTENTION, bytes32)
+
+    def _unit(self, positions: int) -> float:
+        return 4.0 * self.length * positions * self.networks.unet.config.block_out_channels[0]
+
+    def _pixels(self) -> float:
+        return 4.0 * math.prod(self.size) * self.networks.vae.config.block_out_channels[0]
+
+    def _tuning_shapes(self, numbers):
+        lora_config = self.config.lora
+
+        def initialise(key):
+            lora = lora_tree.init(
+                key, self._params["unet"], lora_config.temporal_targets, lora_config.rank
+            )
+            return init_state({"temporal": lora}, numbers)
+
+        state = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
+        unet = self.networks.unet.config
+        grid = (self.windows, self.length, *self.latent)
+        latents = jax.ShapeDtypeStruct((*grid, unet.out_channels), jnp.float32)
+        shape = (self.windows, 1, unet.cross_attention_dim)
+        ids = unet.projection_class_embeddings_input_dim // unet.addition_time_embed_dim
+        cond = Conditioning(
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+            latents,
+            jax.ShapeDtypeStruct((self.windows, ids), jnp.float32),
+        )
+        mask = jax.ShapeDtypeStruct(grid, jnp.bool_)
+        return state, {"anchor": AnchorData(latents, mask, cond)}
+
+
+def plan(model_config: dict, config, dtype, frames: int, size, limit: int | None = None) -> Plan:
+    """How the run fits the device; says so in a line.
+
+    `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not fit takes fewer
+    frames at once. Nothing else is changed by itself, since it would change the result.
+
+    Args:
+        As `Estimate`; limit: bytes of the device, found out if None.
+
+    Raises:
+        InputError: it does not fit; with the numbers, and what to lower.
+    """
+    limit = device_memory() if limit is None else limit
+    estimate = Estimate(model_config, config, dtype, frames, size)
+    tried = {}
+    for remat in _remat_choices(config.model.remat):
+        tried[remat] = estimate.tune(remat)
+        if tried[remat].total <= _SHARES[remat] * limit:
+            break
+    chunk = config.generate.decode_chunk or frames
+    while chunk > 1 and estimate.decode(chunk).total > _SHARES["full"] * limit:
+        chunk -= 1
+    needs = (estimate.encode(), tried[remat], estimate.sample(), estimate.decode(chunk))
+    given = config.generate.decode_chunk
+    found = Plan(remat, given if chunk >= (given or frames) else chunk, needs, limit)
+    _say(found, config)
+    for need in needs:
+        if need.total > _SHARES["full"] * limit:
+            raise InputError(_refusal(need, found, config, frames, size))
+    return found
+
+
+def _remat_choices(given: str) -> tuple[str, ...]:
+    if given != "auto":
+        return (given,)
+    # XLA:CPU undoes rematerialisation: it costs time there and gains nothing.
+    return ("none",) if jax.default_backend() == "cpu" else ("none", "dots", "full")
+
+
+def _say(found: Plan, config) -> None:
+    largest = max(found.needs, key=lambda n: n.total)
+    text = f"memory: at most about {_gib(largest.total)} ({largest.stage}) of {_gib(found.limit)}"
+    if config.model.remat == "auto":
+        text += f"; model.remat={found.remat}"
+    if found.decode_chunk != config.generate.decode_chunk:
+        text += f"; decoding {found.decode_chunk} frames at once, or all would not fit"
+    progress.say(text)
+
+
+def _refusal(need: Need, found: Plan, config, frames: int, size) -> str:
+    advice = ["a smaller config.video.short_side", "fewer config.video.num_frames"]
+    if need.stage == "tune":
+        advice.insert(0, f"config.tune.window={2 * config.tune.window}")
+        if config.model.remat in REMAT_POLICIES and config.model.remat != "full":
+            advice.insert(0, "config.model.remat=auto")
+    if need.stage in ("tune", "sample") and frames > 8:
+        advice.append("config.model.window=8")
+    return (
+        f"{frames} frames of {size[1]}x{size[0]} need about {_gib(need.total)} to {need.stage} (weights "
+        f"{_gib(need.weights)}), this device has {_gib(found.limit)}; try {', or '.join(advice)}"
+    )
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.1f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.0f} MiB"

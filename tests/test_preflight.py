@@ -1,0 +1,100 @@
+"""Memory of a run's stages, told before it starts: against XLA's plans, and what is done about it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import CONFIG
+
+from experiments.bench.memory import KEEP_BARRIERS
+from recapture_jax import preflight
+from recapture_jax.config import default_config
+from recapture_jax.errors import InputError
+from recapture_jax.models import zoo
+from recapture_jax.models.clip_vision import CLIPVisionConfig
+from recapture_jax.models.unet import UNetConfig
+from recapture_jax.models.vae import VAE, VAEConfig
+
+GIB = 2**30
+FRAMES, SIZE = 4, (256, 384)
+
+
+def svd(frames):
+    """The configuration of a converted Stable Video Diffusion."""
+    parts = {
+        "unet": UNetConfig(num_frames=frames),
+        "vae": VAEConfig(),
+        "image_encoder": CLIPVisionConfig.vit_h(),
+    }
+    found = {name: dataclasses.asdict(part) for name, part in parts.items()}
+    return found | {"num_frames": frames}
+
+
+@pytest.fixture(scope="module")
+def tiny_estimate():
+    config = default_config("small")
+    config.lora.rank, config.tune.window = 4, 1
+    tiny = CONFIG | {"num_frames": FRAMES}
+    return preflight.Estimate(tiny, config, jnp.float32, FRAMES, SIZE)
+
+
+def test_decoding_holds_what_xla_plans(tiny_estimate):
+    vae = VAE(VAEConfig.from_dict(CONFIG["vae"]), attention="chunked")
+    params = zoo.abstract_params("vae", CONFIG)
+    latents = jax.ShapeDtypeStruct((1, FRAMES, SIZE[0] // 8, SIZE[1] // 8, 4), jnp.float32)
+
+    def decode(params, latents):
+        return vae.apply({"params": params}, latents, method=VAE.decode)
+
+    compiled = jax.jit(decode).lower(params, latents).compile(compiler_options=KEEP_BARRIERS)
+    plan = compiled.memory_analysis().temp_size_in_bytes
+    assert 0.4 < plan / tiny_estimate.decode(0).working < 1.2
+    assert tiny_estimate.decode(2).working < 0.6 * tiny_estimate.decode(0).working
+
+
+def test_full_size_in_half_precision():
+    """25 x 576 x 1024 with rematerialisation: what one card of 32 GiB has to hold."""
+    needs = preflight.Estimate(svd(25), default_config("svd"), jnp.bfloat16, 25, (576, 1024))
+    assert needs.tune("full").total < 30 * GIB
+    assert needs.sample().total < 18 * GIB
+    assert needs.decode(4).working < 10 * GIB
+
+
+def test_plan_takes_the_fastest_that_fits(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = default_config("svd")
+    args = CONFIG, config, jnp.float32, 7, (128, 192)
+    free = preflight.plan(*args, limit=80 * GIB)
+    assert (free.remat, free.decode_chunk) == ("none", config.generate.decode_chunk)
+    assert free.report()["gib"].keys() == {"encode", "tune", "sample", "decode"}
+    most = {need.stage: need.total for need in free.needs}
+    tight = preflight.plan(*args, limit=int(most["tune"] / 0.69))
+    assert tight.remat == "none"
+    tight = preflight.plan(*args, limit=int(most["tune"] / 0.71))
+    assert tight.remat == "dots" and 1 < tight.decode_chunk < 7
+    (decode,) = (need for need in tight.needs if need.stage == "decode")
+    assert decode.total <= 0.9 * tight.limit
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):
+    config = default_config("svd")
+    with pytest.raises(InputError) as error:
+        preflight.plan(CONFIG, config, jnp.float32, 9, (128, 192), 2**20)
+    text = str(error.value)
+    assert "9 frames of 192x128 need about" in text and "1 MiB" in text and "\n" not in text
+    assert "config.video.short_side" in text
+
+
+def test_remat_costs_time_and_saves_nothing_on_a_cpu():
+    found = preflight.plan(CONFIG, default_config("svd"), jnp.float32, 3, (64, 64))
+    assert found.remat == "none" and found.limit > GIB
+
+
+def test_windows_in_space_and_time_count(tiny_estimate):
+    """A step sees a quarter of the frame; of a long clip one window."""
+    tiny = CONFIG | {"num_frames": FRAMES}
+    config = tiny_estimate.config.copy_and_resolve_references()
+    config.tune.window = 2
+    parts = preflight.Estimate(tiny, config, jnp.float32, 10, SIZE)
+    assert parts.tune("none").working < 0.35 * tiny_estimate.tune("none").working
