@@ -48,11 +48,22 @@ def run(config) -> RunResult:
     """Runs the pipeline of a configuration (`config.default_config`).
 
     Raises:
-      InputError: for anything a user can mend; nothing half-written is left behind.
+      InputError: for anything a user can mend, a device's memory included; nothing half-written is left
+        behind, and finished stages are kept.
     """
     configuration.validate(config)
     with compilation(config):
-        return _Run(config).go()
+        this = _Run(config)
+        try:
+            return this.go()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise InputError(
+                f"out of memory at stage {list(this.stages)[-1]}; finished stages are kept: run again with "
+                "--config.model.remat=full, a smaller --config.generate.decode_chunk or "
+                "--config.video.short_side"
+            ) from error
 
 
 class _Run(FirstStage):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tiny import write_model
@@ -223,6 +224,15 @@ def test_full_disk_leaves_no_half_written_output(home, first, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         pipeline.run(config)
     assert not list((home / "full").glob("*"))
+
+
+def test_a_full_device_is_told_with_the_stage_and_what_to_lower(home, first, monkeypatch):
+    def full(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(pipeline.generate_stage, "generate", full)
+    with pytest.raises(InputError, match="out of memory at stage result; .* decode_chunk"):
+        pipeline.run(configure(home, **{"generate.sdedit_sigma": 0.3}))
 
 
 def call(*arguments):

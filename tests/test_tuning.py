@@ -254,6 +254,21 @@ def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, t
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_spatial_rate_is_a_share_of_the_learning_rate(tiny_model, tiny_params, data):
+    """A quarter of the rate moves everything a quarter as far in the first step."""
+
+    def moved(rate):
+        settings = Settings(spatial_rate=rate)
+        state, _ = run(tiny_model, tiny_params, data, 1, ("spatial",), settings)
+        before = lora_tree.init(jax.random.key(3), tiny_params["unet"], "spatial", 2)
+        return jax.tree.map(lambda a, b: a - b, state["lora"]["spatial"], before)
+
+    whole, part = moved(1.0), moved(0.25)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(whole)) > 1e-4
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+        np.testing.assert_allclose(0.25 * a, b, atol=1e-7)
+
+
 def test_tuning_lowers_the_masked_loss(tiny_model, tiny_params, data):
     state, record = run(tiny_model, tiny_params, data, 100)
     loss = make_loss(tiny_model.network, Settings(draws=8), ("temporal",))

@@ -30,6 +30,7 @@ def settings(tune, stride: int) -> Settings:
     """The step's numbers from the `tune` group; stride: latents per position at the U-Net's bottom."""
     return Settings(
         learning_rate=tune.learning_rate,
+        spatial_rate=tune.spatial_rate,
         weight_decay=tune.weight_decay,
         loss=tune.loss,
         temporal_weight=tune.temporal_weight,

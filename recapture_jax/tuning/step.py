@@ -73,6 +73,7 @@ class Settings:
     """Numbers of the step; see `config.tune`.
 
     Attributes:
+      spatial_rate: of the spatial LoRA, as a share of `learning_rate`.
       draws: noise draws of the anchor in one temporal step.
       frames: source frames in one spatial step.
       window: a temporal step sees one part in `window` of each side of the anchor, elsewhere in each
@@ -81,6 +82,7 @@ class Settings:
     """
 
     learning_rate: float = 5e-4
+    spatial_rate: float = 1.0
     weight_decay: float = 1e-2
     loss: str = "v"
     normalise: str = "all"
@@ -242,6 +244,9 @@ def make_step(
         grad = jax.grad(loss, has_aux=True)
         grads, parts = grad(state["lora"], frozen, base, data, key)
         updates, opt_state = update(grads, state["opt_state"], state["lora"])
+        if "spatial" in updates and settings.spatial_rate != 1.0:
+            slower = jax.tree.map(lambda u: settings.spatial_rate * u, updates["spatial"])
+            updates = updates | {"spatial": slower}
         lora = optax.apply_updates(state["lora"], updates)
         metrics = {f"loss_{name}": value for name, value in parts.items()}
         metrics["grad_norm"] = optax.global_norm(grads)

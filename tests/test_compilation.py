@@ -1,0 +1,43 @@
+"""Programs are compiled once per shape: counted by JAX's own events, from its cache on disk."""
+
+import collections
+
+import jax
+import pytest
+from test_pipeline import configure, home  # noqa: F401  a fixture
+
+from recapture_jax import pipeline
+
+
+@pytest.fixture
+def events(tmp_path, monkeypatch):
+    """Counts of JAX's events, with an empty cache of compiled programs."""
+    counts = collections.Counter()
+
+    def count(event, **_):
+        counts[event.rpartition("/")[2]] += 1
+
+    fields = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.read(name) for name in fields}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.clear_caches()
+    jax.monitoring.register_event_listener(count)
+    yield counts
+    jax.monitoring.unregister_event_listener(count)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noqa: F811
+    """Another seed and another move: the same shapes, so the same programs."""
+    config = configure(home, root="compiled")
+    config.output.compilation_cache = True
+    pipeline.run(config)
+    assert events["cache_misses"] > 10  # all of it was new
+    events.clear()
+    jax.clear_caches()  # as a new process
+    again = configure(home, root="again", moves="orbit left 5", seed=3)
+    again.output.compilation_cache = True
+    assert set(pipeline.run(again).stages.values()) == {"computed"}
+    assert events["cache_hits"] > 10 and events["cache_misses"] == 0
