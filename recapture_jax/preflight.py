@@ -92,9 +92,7 @@ class Estimate:
         self.model_config = model_config
         group = config.model
         trained = int(model_config["num_frames"])
-        starts, self.length = plan_windows(
-            frames, trained, group.window, group.window_overlap
-        )
+        starts, self.length = plan_windows(frames, trained, group.window, group.window_overlap)
         self.windows, self.frames, self.size = len(starts), frames, size
         self._params = {
             name: jax.tree.map(

@@ -4,29 +4,34 @@ import collections
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from test_pipeline import configure, home  # noqa: F401  a fixture
 
 from recapture_jax import pipeline
 
 
 @pytest.fixture
-def events(tmp_path, monkeypatch):
+def events(tmp_path):
     """Counts of JAX's events, with an empty cache of compiled programs."""
     counts = collections.Counter()
 
     def count(event, **_):
         counts[event.rpartition("/")[2]] += 1
 
-    fields = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.read(name) for name in fields}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.clear_caches()
+    directory = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    _keep_programs(str(tmp_path / "xla"), 0.0)
     jax.monitoring.register_event_listener(count)
     yield counts
     jax.monitoring.unregister_event_listener(count)
-    for name, value in before.items():
-        jax.config.update(name, value)
+    _keep_programs(directory, least)
+
+
+def _keep_programs(directory, least):
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    compilation_cache.reset_cache()
+    jax.clear_caches()
 
 
 def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noqa: F811

@@ -228,7 +228,7 @@ def run(
 ):
     settings = settings or Settings(learning_rate=5e-3)
     lora = {k: lora_tree.init(jax.random.key(3), params["unet"], k, 2) for k in trained}
-    step = make_step(model.network, settings, trained, 0, *([place] if place else []))
+    step = make_step(model.network, settings, trained, *([place] if place else []))
     return loop.fit(
         step,
         init_state(lora, settings),

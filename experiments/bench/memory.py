@@ -93,7 +93,7 @@ def saved_bytes(case: Case) -> int:
 def compile_step(case: Case) -> jax.stages.Compiled:
     """The whole step compiled for inspection."""
     state, params, data = case.shapes()
-    step = make_step(case.network, Settings(), ("temporal",), seed=0)
+    step = make_step(case.network, Settings(), ("temporal",))
     lowered = jax.jit(step, donate_argnums=0).lower(state, {}, params, data)
     return lowered.compile(compiler_options=KEEP_BARRIERS)
 

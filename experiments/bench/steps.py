@@ -60,7 +60,7 @@ def ours(inputs: dict):
         {"temporal": lora_tree.init(jax.random.key(0), params, "temporal", _RANK)}, settings
     )
     data = {"anchor": AnchorData(jnp.asarray(inputs["latents"]), jnp.asarray(inputs["mask"]), cond)}
-    step = xla.jit(make_step(model.network, settings, ("temporal",), 0), donate_argnums=0)
+    step = xla.jit(make_step(model.network, settings, ("temporal",)), donate_argnums=0)
     holder = [state]
 
     def train():

@@ -185,8 +185,9 @@ class Tuner:
         tune = self.config.tune
         numbers = settings(tune, self.model.networks.unet.config.stride)
         place = sharding.place_batch(self.mesh)
-        step = make_step(self.model.network, numbers, trained, self.config.seed, place)
-        state = init_state({kind: self.init(kind) for kind in trained}, numbers)
+        step = make_step(self.model.network, numbers, trained, place)
+        loras = {kind: self.init(kind) for kind in trained}
+        state = init_state(loras, numbers, self.config.seed)
         with contextlib.ExitStack() as stack:
             checkpoints = None
             if folder is not None:

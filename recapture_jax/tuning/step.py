@@ -215,13 +215,17 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def init_state(loras: Mapping, settings: Settings) -> dict:
-    """Training state of the LoRAs in `loras`: `{"lora", "opt_state", "step"}`."""
+def init_state(loras: Mapping, settings: Settings, seed: int = 0) -> dict:
+    """Training state of the LoRAs in `loras`: `{"lora", "opt_state", "step", "seed"}`.
+
+    The seed is data: as a constant of the step it would be compiled anew for every seed.
+    """
     loras = dict(loras)
     return {
         "lora": loras,
         "opt_state": optimizer(settings).init(loras),
         "step": jnp.zeros((), jnp.int32),
+        "seed": jnp.asarray(seed, jnp.int32),
     }
 
 
@@ -229,18 +233,17 @@ def make_step(
     network_of: NetworkOf,
     settings: Settings,
     trained: tuple[str, ...],
-    seed: int,
     place: Place = _anywhere,
 ):
     """`step(state, frozen, base, data) -> (state, metrics)`, to be jitted with `state` donated.
 
-    The randomness of step n is a function of (seed, n) alone, so a resumed run repeats it exactly.
+    The randomness of step n is a function of the state's (seed, n) alone, so a resumed run repeats it exactly.
     """
     loss = make_loss(network_of, settings, trained, place)
     update = optimizer(settings).update
 
     def step(state: dict, frozen: Mapping, base: Any, data: Mapping):
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
         grad = jax.grad(loss, has_aux=True)
         grads, parts = grad(state["lora"], frozen, base, data, key)
         updates, opt_state = update(grads, state["opt_state"], state["lora"])
@@ -250,6 +253,7 @@ def make_step(
         lora = optax.apply_updates(state["lora"], updates)
         metrics = {f"loss_{name}": value for name, value in parts.items()}
         metrics["grad_norm"] = optax.global_norm(grads)
-        return {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}, metrics
+        new = {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}
+        return new | {"seed": state["seed"]}, metrics
 
     return step
