@@ -1,13 +1,15 @@
 """Stage `evaluate`: the finished prior on clips it never saw, against copying the first frame.
 
 * autoencoder: PSNR of whole clips;
-* one-step denoising: squared error of D(z + s n) per level, over that of the first frame repeated;
+* one-step denoising: squared error of D(z + s n) per level, over that of the first frame repeated; of the frames
+  one by one, too, by the network without its temporal layers;
 * samples: energy distance (Szekely & Rizzo 2013) of motion descriptors between samples and real clips,
   over that between copies and real clips; and the mean change from frame to frame. Sampled as the
   variant `small` does (steps, lowest level, guidance), without an anchor;
 * the same samples and copies as pixels: LPIPS of frames 1-13 and FVD (I3D), with `pip install -e '.[eval]'`.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -22,7 +24,7 @@ from experiments.pretrain_small.diffusion import motion_bucket
 from recapture_jax import xla
 from recapture_jax.config import default_config
 from recapture_jax.diffusion import edm
-from recapture_jax.diffusion.guidance import guidance_ramp
+from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
 from recapture_jax.evaluation import features, optional, perceptual
@@ -40,8 +42,9 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
     model = load_model(pathlib.Path(model_folder))
     unet = model.params["unet"]
     denoise = jax.tree_util.Partial(_denoise(model), unet)
+    denoise_images = jax.tree_util.Partial(_denoise(model, image_only=True), unet)
     one_step = xla.jit(lambda f, x, s, c: f(x, s, c))
-    errors = {s: [] for s in LEVELS}
+    errors, of_images = ({s: [] for s in LEVELS} for _ in range(2))
     copied, real, copies, samples, moving = [], [], [], [], motion > 0.02
     filmed = {"samples": [], "copies": []}
     scales = guidance_ramp(SAMPLING.min_guidance, SAMPLING.max_guidance, frames.shape[1])
@@ -63,9 +66,10 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         copied.append(_mse(still, z))
         for s in LEVELS:
             noise = jax.random.normal(jax.random.fold_in(key, int(10 * s)), z.shape)
-            errors[s].append(
-                _mse(one_step(denoise, edm.add_noise(z, noise, s), jnp.float32(s), cond), z)
-            )
+            x, sigma = edm.add_noise(z, noise, s), jnp.float32(s)
+            errors[s].append(_mse(one_step(denoise, x, sigma, cond), z))
+            alone = one_step(denoise_images, x[0][:, None], sigma, _of_each_frame(cond, len(clip)))
+            of_images[s].append(_mse(alone[:, 0], z[0]))
         x = start_from_noise(jax.random.normal(jax.random.fold_in(key, 7), z.shape), sigmas[0])
         sample = sample_steps(denoise, x, sigmas, cond, guidance=scales)
         for store, latents in ((real, z), (copies, still), (samples, sample)):
@@ -80,6 +84,9 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         "autoencoder_psnr_db": autoencoder.psnr(model.params["vae"], frames),
         "one_step_error_over_copying_all": {
             s: float(np.sum(errors[s]) / copied.sum()) for s in LEVELS
+        },
+        "one_step_error_over_copying_images": {
+            s: float(np.sum(of_images[s]) / copied.sum()) for s in LEVELS
         },
         "one_step_error_over_copying_moving": {
             s: float(np.array(errors[s])[moving].sum() / copied[moving].sum()) for s in LEVELS
@@ -113,11 +120,17 @@ def _perceived(filmed: dict[str, list[np.ndarray]], real: np.ndarray) -> dict[st
     return result
 
 
-def _denoise(model):
+def _denoise(model, image_only: bool = False):
     def run(unet, x, sigma, cond):
-        return model.denoiser(unet)(x, sigma, cond)
+        return model.denoiser(unet, image_only)(x, sigma, cond)
 
     return run
+
+
+def _of_each_frame(cond: Conditioning, frames: int) -> Conditioning:
+    """A clip's conditioning for its frames one by one, batch `frames`."""
+    one = dataclasses.replace(cond, latents=cond.latents[:, :1])
+    return jax.tree.map(lambda x: jnp.repeat(x, frames, axis=0), one)
 
 
 def _mse(a, b) -> float:

@@ -4,8 +4,12 @@ At every level each window is denoised with its own conditioning, and where wind
 estimates are blended before the step (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113, along
 time instead of space). So the windows agree from the first level on, the cost is linear in the number of
 windows, and the network's memory is that of one.
+
+A window is conditioned on its first frame. What nobody knows of that frame the window before has just invented: its
+estimate takes the place of the image's there, or each window would invent a world of its own.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -72,33 +76,46 @@ def blend_weights(total: int, length: int, starts: np.ndarray) -> np.ndarray:
 
 
 def in_windows(
-    denoise: Callable[..., jax.Array], scales: tuple[float, ...] | None = None
+    denoise: Callable[..., jax.Array],
+    scales: tuple[float, ...] | None = None,
+    scaling: float = 1.0,
 ) -> Callable[..., jax.Array]:
-    """`run(params, tables, starts, weights, x, sigma, cond)`: a window's denoiser over a whole clip.
+    """`run(params, tables, starts, weights, unknown, x, sigma, cond)`: a window's denoiser over a whole clip.
 
     Args:
       denoise: `(params, tables, x, sigma, cond) -> x0` of one window, batch 1, or 2 under guidance.
       scales: guidance of a window's frames, or None for none.
+      scaling: of the latents that are diffused over those of the conditioning.
 
     Returns:
       A function of x `[1, T, h, w, c]`, with `tables` and the leaves of `cond` stacked over the K
-      windows.
+      windows, and `unknown` `[K, h, w]`, 1 where a window's first frame takes the estimate of the
+      window before.
     """
 
-    def run(params, tables, starts, weights, x, sigma, cond: Conditioning) -> jax.Array:
-        x = at_least_float32(x)
+    def run(params, tables, starts, weights, unknown, x, sigma, cond: Conditioning) -> jax.Array:
+        x, length = at_least_float32(x), weights.shape[1]
 
-        def add(total, window):
-            start, weight, table, own = window
+        def add(carry, window):
+            total, before, begun = carry
+            start, weight, table, share, own = window
             one: Denoiser = functools.partial(denoise, params, table)
             guided = one if scales is None else with_guidance(one, np.array(scales))
-            seen = lax.dynamic_slice_in_dim(x, start, weights.shape[1], axis=1)
+            seen = lax.dynamic_slice_in_dim(x, start, length, axis=1)
             own = jax.tree.map(lambda leaf: leaf[None], own)
-            estimate = at_least_float32(guided(seen, sigma, own)) * weight.reshape(1, -1, 1, 1, 1)
-            so_far = lax.dynamic_slice_in_dim(total, start, weights.shape[1], axis=1)
-            return lax.dynamic_update_slice_in_dim(total, so_far + estimate, start, axis=1), None
+            told = lax.dynamic_slice_in_dim(before, start - begun, 1, axis=1) / scaling
+            latents = own.latents + share[None, None, :, :, None] * (told - own.latents)
+            estimate = at_least_float32(
+                guided(seen, sigma, dataclasses.replace(own, latents=latents))
+            )
+            part = estimate * weight.reshape(1, -1, 1, 1, 1)
+            so_far = lax.dynamic_slice_in_dim(total, start, length, axis=1)
+            total = lax.dynamic_update_slice_in_dim(total, so_far + part, start, axis=1)
+            return (total, estimate, start), None
 
-        total, _ = lax.scan(add, jnp.zeros_like(x), (starts, weights, tables, cond))
+        nothing = jnp.zeros_like(x[:, :length])
+        windows = (starts, weights, tables, unknown, cond)
+        (total, *_), _ = lax.scan(add, (jnp.zeros_like(x), nothing, starts[0]), windows)
         return total
 
     return run

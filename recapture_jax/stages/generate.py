@@ -51,7 +51,9 @@ def generate(
     starts, length = tune.windows_of(model, num_frames, group)
     cond = tune.window_conditions(model, anchor, starts, length, config, seed)
     weights = blend_weights(num_frames, length, starts)
-    sampler = _Sampler(model, cond, starts, weights, config, keep_known(model, anchor, config))
+    unknown = _unknown_starts(model, anchor, starts, length)
+    project = keep_known(model, anchor, config)
+    sampler = _Sampler(model, cond, starts, weights, unknown, config, project)
     noise_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**21))
     shape = (1, num_frames, *cond.latents.shape[2:])
 
@@ -96,6 +98,15 @@ def keep_known(model: VideoModel, anchor: Anchor, config) -> Partial | None:
     return Partial(_pull, latents, config.known_weight * mask, jnp.float32(config.known_sigma_min))
 
 
+def _unknown_starts(
+    model: VideoModel, anchor: Anchor, starts: np.ndarray, length: int
+) -> np.ndarray:
+    """`[K, h, w]` float32: 1 where the anchor does not know a window's first frame and the window before has it."""
+    known = np.asarray(tune.known_mask(model, anchor)[0])[starts]
+    had = np.diff(starts, prepend=-length) < length
+    return (~known & had[:, None, None]).astype(np.float32)
+
+
 def _pull(latents, weight, sigma_min, x0, sigma, step):
     del step
     return jnp.where(sigma >= sigma_min, x0 + weight * (latents - x0), x0)
@@ -109,6 +120,7 @@ class _Sampler:
     cond: Conditioning
     starts: np.ndarray
     weights: np.ndarray
+    unknown: np.ndarray
     config: Any
     project: Partial | None
 
@@ -145,4 +157,4 @@ class _Sampler:
             return Partial(model.sampling_denoiser, params, tables[0]), scales
         denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None)
         tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
-        return Partial(denoise, params, tables, self.starts, self.weights), None
+        return Partial(denoise, params, tables, self.starts, self.weights, self.unknown), None

@@ -73,7 +73,10 @@ class VideoModel:
     @functools.cached_property
     def window_denoiser(self):
         """`scales -> windows.in_windows` of the denoiser above, guided by them; likewise one function each."""
-        return functools.lru_cache(functools.partial(in_windows, self.sampling_denoiser))
+        scaling = float(self.networks.vae.config.scaling_factor)
+        return functools.lru_cache(
+            functools.partial(in_windows, self.sampling_denoiser, scaling=scaling)
+        )
 
     def embed_image(self, images: jax.Array) -> jax.Array:
         """Images `[B, H, W, 3]` in [0, 1] to contexts `[B, 1, D]`."""
