@@ -44,8 +44,12 @@ class RunResult:
     stages: dict[str, str]
 
 
-def run(config) -> RunResult:
+def run(config, models: dict | None = None) -> RunResult:
     """Runs the pipeline of a configuration (`config.default_config`).
+
+    Args:
+      config: of the run.
+      models: where loaded models are kept, for several runs of one process.
 
     Raises:
       InputError: for anything a user can mend, a device's memory included; nothing half-written is left
@@ -53,7 +57,7 @@ def run(config) -> RunResult:
     """
     configuration.validate(config)
     with compilation(config):
-        this = _Run(config)
+        this = _Run(config, {} if models is None else models)
         try:
             return this.go()
         except jax.errors.JaxRuntimeError as error:
@@ -69,13 +73,13 @@ def run(config) -> RunResult:
 class _Run(FirstStage):
     """One run; a method per stage, on top of those that it shares with the preview."""
 
-    def __init__(self, config):
+    def __init__(self, config, models: dict):
         self.model_path = configuration.resolve_path(config.model.path)
         super().__init__(config, weights.read_config(self.model_path))
         self.records: dict[str, Any] = {}
         self.dtype = _dtype(config.model.dtype)
         _check_attention(config.model.attention, self.dtype)
-        self._model = None
+        self._models = models
 
     def go(self) -> RunResult:
         with self.watch.stage("read"):
@@ -126,11 +130,13 @@ class _Run(FirstStage):
     @property
     def model(self):
         """Loaded when the first stage needs it: a run from the cache never does."""
-        if self._model is None:
-            options = {"attention": self.config.model.attention, "remat": self.config.model.remat}
+        options = {"attention": self.config.model.attention, "remat": self.config.model.remat}
+        key = (self.model_path, str(self.dtype), *options.values())
+        if key not in self._models:
+            self._models.clear()  # one at a time: full-size weights fill a device
             with self.watch.stage("load_model"):
-                self._model = weights.load_model(self.model_path, self.dtype, **options)
-        return self._model
+                self._models[key] = weights.load_model(self.model_path, self.dtype, **options)
+        return self._models[key]
 
     def _lora_keys(self) -> dict[str, str]:
         """Cache keys of both LoRAs. The spatial one knows the frames shown, and no camera path."""

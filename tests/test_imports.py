@@ -68,6 +68,7 @@ BELOW = {
         *("camera", "depth", "lora"),
     },
     "main": {"errors", "command", "pipeline"},
+    "matrix": {"errors", "command", "config", "first_stage", "pipeline", "progress"},
     "command": {"errors", "terminal"},
     "pictures": {"errors", "camera"},
     "advice": {"errors", "camera", "geometry", "stages"},

@@ -231,7 +231,7 @@ def test_a_full_device_is_told_with_the_stage_and_what_to_lower(home, first, mon
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
     monkeypatch.setattr(pipeline.generate_stage, "generate", full)
-    with pytest.raises(InputError, match="out of memory at stage result; .* decode_chunk"):
+    with pytest.raises(InputError, match="out of memory at stage result; .*decode_chunk"):
         pipeline.run(configure(home, **{"generate.sdedit_sigma": 0.3}))
 
 

@@ -1,0 +1,115 @@
+"""Many clips, moves and seeds in one go.
+
+    python -m recapture_jax.matrix --config=configs/orbit.py --move="orbit right 10" --move="dolly in 0.2" \\
+        [--video=a.mp4 --video=b.mp4] [--seed=0 --seed=1]
+
+Every combination is a run of its own in outputs/<clip>-<move>-seed<n>/. What combinations share is done once: the
+model is loaded and compiled once, depth is found once per clip, the spatial LoRA fitted once per clip and seed, the
+anchor made once per clip and move. A run that fails does not stop the others; the same command again makes only what
+is missing. outputs/matrix.json has a line for each: its folder or what was wrong, and seconds.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import time
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from recapture_jax import command, progress
+from recapture_jax import config as configuration
+from recapture_jax.errors import InputError
+from recapture_jax.first_stage import folder_name, folder_stem
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One combination and what became of it: `folder` or, if it failed, `error`."""
+
+    video: str
+    moves: str
+    seed: int
+    seconds: float
+    folder: str = ""
+    error: str = ""
+
+
+def combinations(config, videos: list[str], moves: list[str], seeds: list[int]) -> list[ConfigDict]:
+    """A configuration for each combination, moves innermost; an empty list is the configuration's own.
+
+    Raises:
+        InputError: a bad configuration, two combinations of the same name, or a video that is not there.
+    """
+    found, names = [], set()
+    sides = (videos or [config.video.path], seeds or [config.seed], moves or [config.camera.moves])
+    for video, seed, move in itertools.product(*sides):
+        one = config.copy_and_resolve_references()
+        one.video.path, one.seed, one.camera.moves = video, seed, move
+        if moves and config.camera.path:
+            raise InputError("--move and config.camera.path exclude each other: give one of them")
+        path = configuration.resolve_path(video)
+        if not path.exists():
+            raise InputError(f"--video={video}: no such file or folder")
+        stem = f"{folder_stem(path.stem, one.camera)}-seed{seed}"
+        if config.output.name:
+            stem = f"{config.output.name}-{stem}"
+        one.output.name = folder_name(stem)
+        if one.output.name in names:
+            raise InputError(f"two runs would be called {one.output.name}: rename a clip")
+        names.add(one.output.name)
+        configuration.validate(one)
+        found.append(one)
+    return found
+
+
+def run(configs: list[ConfigDict], report: pathlib.Path) -> list[Row]:
+    """Runs all of them and keeps `report` (JSON) up to date.
+
+    Raises:
+        InputError: some run failed; after all others were made.
+    """
+    from recapture_jax import pipeline  # a refusal should not wait for the networks
+
+    rows: list[Row] = []
+    models: dict = {}
+    for number, config in enumerate(configs, 1):
+        what = str(config.video.path), str(config.camera.moves), int(config.seed)
+        progress.say(f"[{number}/{len(configs)}] {what[0]}; {what[1]}; seed {what[2]}")
+        begin, said = time.perf_counter(), {}
+        try:
+            said["folder"] = str(pipeline.run(config, models).folder)
+        except InputError as error:
+            said["error"] = " ".join(str(error).split())
+            progress.say(f"failed: {said['error']}")
+        rows.append(Row(*what, round(time.perf_counter() - begin, 2), **said))
+        report.parent.mkdir(parents=True, exist_ok=True)
+        temporary = report.with_suffix(".tmp")
+        temporary.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
+        temporary.replace(report)
+    if failed := [row for row in rows if row.error]:
+        raise InputError(
+            f"{len(failed)} of {len(rows)} runs failed, the first ({failed[0].moves}): {failed[0].error}; "
+            f"all of them in {report}"
+        )
+    return rows
+
+
+def _run(config) -> str:
+    values = flags.FLAGS
+    configs = combinations(config, values.video, values.move, values.seed)
+    report = pathlib.Path(config.output.root).expanduser() / "matrix.json"
+    return "\n".join(f"{row.folder}/result.mp4" for row in run(configs, report))
+
+
+def cli() -> None:
+    """Entry point of the command."""
+    command.run(_run)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("video", [], "Clip; may be repeated.")
+    flags.DEFINE_multi_string("move", [], "Camera move; may be repeated.")
+    flags.DEFINE_multi_integer("seed", [], "Seed; may be repeated.", lower_bound=0)
+    cli()

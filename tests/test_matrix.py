@@ -1,0 +1,69 @@
+"""Clips x moves x seeds in one process: what is shared, what fails, what is resumed."""
+
+import json
+import shutil
+
+import pytest
+from test_pipeline import configure, home  # noqa: F401  a fixture
+
+from recapture_jax import matrix, pipeline
+from recapture_jax.errors import InputError
+
+MOVES = ["orbit right 10", "pan right 170", "dolly in 0.1"]  # the second shows nothing of the clip
+
+
+def test_runs_share_what_they_can_and_a_failure_stops_none(home, monkeypatch):  # noqa: F811
+    loaded, run, done = [], pipeline.run, []
+    load_model = pipeline.weights.load_model
+
+    def load(*args, **kwargs):
+        loaded.append(args)
+        return load_model(*args, **kwargs)
+
+    def watched(*args):
+        done.append(run(*args))
+        return done[-1]
+
+    monkeypatch.setattr(pipeline.weights, "load_model", load)
+    monkeypatch.setattr(pipeline, "run", watched)
+    config = configure(home, root="matrix")
+    report = home / "matrix" / "matrix.json"
+    with pytest.raises(
+        InputError, match="1 of 3 runs failed, the first .pan right 170.*matrix.json"
+    ):
+        matrix.run(matrix.combinations(config, [], MOVES, []), report)
+    rows = json.loads(report.read_text())
+    assert [bool(r["error"]) for r in rows] == [False, True, False]
+    assert [r["moves"] for r in rows] == MOVES and "smaller move" in rows[1]["error"]
+    assert rows[2]["folder"].endswith("clip-dolly-in-0.1-seed0")
+    assert (home / "matrix" / "clip-dolly-in-0.1-seed0" / "result.mp4").exists()
+    assert len(loaded) == 1  # the networks, for all of them
+    first, last = done
+    assert set(first.stages.values()) == {"computed"}
+    assert {k for k, v in last.stages.items() if v == "cached"} == {"depth", "spatial"}
+
+    again = matrix.run(matrix.combinations(config, [], MOVES[::2], []), report)
+    assert [r.folder for r in again] == [rows[0]["folder"], rows[2]["folder"]]
+    assert done[-1].stages == {"run": "cached"} and len(loaded) == 1
+
+
+def test_combinations_are_named_apart_and_checked_before_any_runs(home):  # noqa: F811
+    config = configure(home)
+    shutil.copy(home / "clip.mp4", home / "other.mp4")
+    videos = [str(home / "clip.mp4"), str(home / "other.mp4")]
+    found = matrix.combinations(config, videos, ["static", "pan left 5"], [0, 1])
+    assert [c.output.name for c in found[:3]] == [
+        "clip-static-seed0",
+        "clip-pan-left-5-seed0",
+        "clip-static-seed1",
+    ]
+    assert len({c.output.name for c in found}) == 8 and config.output.name == ""
+    with pytest.raises(InputError, match="no such file"):
+        matrix.combinations(config, ["gone.mp4"], [], [])
+    with pytest.raises(InputError, match="two runs would be called clip-static-seed0"):
+        matrix.combinations(config, [], ["static", "static"], [])
+    with pytest.raises(InputError, match="sideways"):
+        matrix.combinations(config, [], ["sideways 3"], [])
+    config.camera.path = "poses.json"
+    with pytest.raises(InputError, match="exclude each other"):
+        matrix.combinations(config, [], ["static"], [])
