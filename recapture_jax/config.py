@@ -139,7 +139,9 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     generate.decode_chunk = 0  # frames decoded at once; 0: all
 
     config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.data = -1  # devices along the data axis; -1: all there are
+    mesh.data = -1  # devices over the noise draws of a step; -1: all that are left
+    mesh.fsdp = 1  # devices that share the frozen weights
+    mesh.frames = 1  # devices that share the frames of a clip
 
     config.output = output = ml_collections.ConfigDict()
     output.root = "outputs"
@@ -236,6 +238,8 @@ _RANGES = {
     "generate.known_sigma_min": (0.0, math.inf),
     "generate.decode_chunk": (0, 4096),
     "mesh.data": (-1, 10**6),
+    "mesh.fsdp": (1, 10**6),
+    "mesh.frames": (1, 10**6),
 }
 
 

@@ -165,7 +165,7 @@ class _Run(FirstStage):
         spatial LoRA used, the result would depend on what had been run before.
         """
         cfg = self.config
-        mesh = sharding.make_mesh(cfg.mesh.data)
+        mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.frames)
         self.lora_keys = keys = self._lora_keys()
         loras = {}
         for kind, key in keys.items():

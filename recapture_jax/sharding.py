@@ -1,4 +1,15 @@
-"""The device mesh and where arrays live on it: one axis, `data`, over the noise draws of a step."""
+"""The device mesh and where arrays live on it.
+
+Axes: `data`, over the noise draws of a step; `fsdp`, over the frozen weights (Rajbhandari et al. 2020, arXiv
+1910.02054, stage 3) and, with `data`, over the draws; `frames`, over a clip's frames. Only a step's inputs are
+placed, XLA's partitioner does the rest: what is spatial stays on its device, temporal layers exchange frames.
+
+`frames` splits the work only where a device of `data` and `fsdp` has one draw: XLA cannot split the frames of several
+clips once they are one batch.
+"""
+
+import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,18 +18,31 @@ from jax.sharding import PartitionSpec as P
 
 from recapture_jax.errors import InputError
 
+AXES = ("data", "fsdp", "frames")
+_SMALL = 2**12  # elements; splitting less costs more messages than it saves memory
 
-def make_mesh(data: int = -1) -> Mesh:
-    """A mesh over `data` devices (-1: all).
+
+def make_mesh(data: int = -1, fsdp: int = 1, frames: int = 1) -> Mesh:
+    """A mesh of `data` x `fsdp` x `frames` devices; data = -1: all that are left.
 
     Raises:
-      InputError: if there are fewer devices.
+      InputError: if there are fewer devices, or -1 leaves some over.
     """
     devices = jax.devices()
-    data = len(devices) if data == -1 else data
-    if data > len(devices):
-        raise InputError(f"config.mesh.data={data}: this machine has {len(devices)} devices")
-    return Mesh(np.array(devices[:data]), ("data",))
+    others = fsdp * frames
+    if data == -1:
+        if len(devices) % others:
+            raise InputError(
+                f"config.mesh.fsdp={fsdp} times frames={frames} does not divide this machine's "
+                f"{len(devices)} devices; give config.mesh.data, too"
+            )
+        data = len(devices) // others
+    if data * others > len(devices):
+        raise InputError(
+            f"config.mesh: {data} x {fsdp} x {frames} (data, fsdp, frames), this machine has "
+            f"{len(devices)} devices"
+        )
+    return Mesh(np.array(devices[: data * others]).reshape(data, fsdp, frames), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,18 +50,46 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_batch(mesh: Mesh):
-    """`place(batch, size)` for compiled steps: the leading axis of every array over `data`.
+    """`place(batch, size)` for compiled steps: the leading axis of every array over `data` and `fsdp`.
 
-    A size that does not divide over the devices stays replicated.
+    Of arrays with an axis of frames, `[size, T, h, w, ...]`, that one over `frames`. What does not divide over
+    its devices stays whole.
     """
+    shape = dict(mesh.shape)
 
     def place(batch, size: int):
-        spec = P("data") if size % mesh.devices.size == 0 else P()
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, spec))
+        whole = [axes for axes in (("data", "fsdp"), ("data",)) if _divides(shape, axes, size)]
+        first = whole[0] if whole else None
+
+        def put(x):
+            clips = x.ndim >= 4 and x.shape[1] % shape["frames"] == 0
+            spec = P(first, "frames") if clips else P(first)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+        return jax.tree.map(put, batch)
 
     return place
 
 
-def replicate(tree, mesh: Mesh):
+def _divides(shape: dict[str, int], axes: tuple[str, ...], size: int) -> bool:
+    return size % math.prod(shape[a] for a in axes) == 0
+
+
+def weight_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Of a frozen weight: its longest axis that divides over `fsdp`; small ones are on every device."""
+    count = mesh.shape["fsdp"]
+    fitting = [i for i, n in enumerate(shape) if n % count == 0]
+    if count == 1 or not fitting or math.prod(shape) < _SMALL:
+        return replicated(mesh)
+    longest = max(fitting, key=lambda i: shape[i])
+    return NamedSharding(mesh, P(*(["fsdp" if i == longest else None for i in range(len(shape))])))
+
+
+def shard_weights(tree: Any, mesh: Mesh) -> Any:
+    """The tree with every array split over `fsdp` as `weight_sharding` says."""
+    return jax.device_put(tree, jax.tree.map(lambda x: weight_sharding(x.shape, mesh), tree))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree on every device of the mesh."""
     return jax.device_put(tree, replicated(mesh))

@@ -224,6 +224,7 @@ def run(
     settings=None,
     frozen=None,
     place=None,
+    mesh=None,
     **options,
 ):
     settings = settings or Settings(learning_rate=5e-3)
@@ -236,7 +237,7 @@ def run(
         model.params["unet"],
         data,
         steps=steps,
-        mesh=sharding.make_mesh(),
+        mesh=mesh or sharding.make_mesh(),
         label="test",
         **options,
     )

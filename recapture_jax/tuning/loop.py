@@ -10,7 +10,7 @@ import jax
 from recapture_jax import progress, xla
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.errors import InputError
-from recapture_jax.sharding import replicate, replicated
+from recapture_jax.sharding import replicate, replicated, shard_weights
 
 
 def fit(
@@ -32,9 +32,10 @@ def fit(
     Args:
       step: from `step.make_step`.
       state: the initial state; donated.
-      frozen, base, data: further arguments of `step`, placed on the mesh once.
+      frozen, base, data: further arguments of `step`, placed on the mesh once; base is split over its
+        axis fsdp.
       steps: where to stop, counted from the very beginning.
-      mesh: all arrays are replicated over it.
+      mesh: devices.
       label: of the progress bar and of the metrics' records.
 
     Returns:
@@ -50,7 +51,8 @@ def fit(
         )
         state = checkpoints.restore(checkpoints.latest(), shapes)
         progress.say(f"{label}: resuming at step {int(state['step'])} of {steps}")
-    state, frozen, base, data = replicate((state, dict(frozen), base, dict(data)), mesh)
+    state, frozen, data = replicate((state, dict(frozen), dict(data)), mesh)
+    base = shard_weights(base, mesh)
     done = int(state["step"])
     record: dict[str, Any] = {"steps": steps, "resumed_at": done}
     if done >= steps:
@@ -63,6 +65,7 @@ def fit(
         .compile()
     )
     record["compile_seconds"] = round(time.perf_counter() - begin, 2)
+    record["flops_per_step"] = (compiled.cost_analysis() or {}).get("flops")  # of one device
     progress.say(f"{label}: compiled in {record['compile_seconds']:.1f} s")
 
     begin = time.perf_counter()

@@ -1,43 +1,89 @@
-"""The tuning step on 8 fake CPU devices gives what it gives on one."""
+"""The tuning step on meshes of fake CPU devices gives what it gives on one, at a share of the cost."""
 
+import json
 import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import pytest
+from test_preflight import svd
+
+from recapture_jax import sharding
+from recapture_jax.errors import InputError
+from recapture_jax.models import zoo
 
 _SCRIPT = """
-import sys
+import json, sys
 sys.path[:0] = {paths!r}
 import conftest, jax, numpy as np
 from recapture_jax import sharding
 from recapture_jax.tuning.step import Settings
 import test_tuning as t
 from tiny import random_params, video_model
-assert jax.device_count() == {devices}
-params, settings = random_params(), Settings(draws=8, frames=8)
+assert jax.device_count() == 8
+jax.config.update("jax_disable_most_optimizations", True)  # quicker to compile, and all that is run
+t.T = 8
+params, records = random_params(), []
 model, data = video_model(params), t.make_data()
-place = sharding.place_batch(sharding.make_mesh())
-state, record = t.run(model, params, data, 2, ("spatial", "temporal"), settings, place=place)
-leaves = jax.tree.leaves(state["lora"])
-assert all(len(leaf.sharding.device_set) == {devices} for leaf in leaves)
-np.savez({out!r}, *[np.asarray(leaf) for leaf in leaves])
+for draws, shape in {runs!r}:
+    mesh = sharding.make_mesh(*shape)
+    settings = Settings(draws=draws, frames=8)
+    options = dict(place=sharding.place_batch(mesh), mesh=mesh)
+    state, record = t.run(model, params, data, 2, {kinds!r}, settings, **options)
+    leaves = jax.tree.leaves(state["lora"])
+    assert all(len(leaf.sharding.device_set) == mesh.size for leaf in leaves)
+    np.savez("%s/%d-%s.npz" % ({out!r}, draws, "x".join(map(str, shape))), *map(np.asarray, leaves))
+    records.append(record)
+print(json.dumps(records))
 """
 
 
-def run(tmp_path, devices: int):
+def run(folder, runs, kinds) -> list[dict]:
+    """The records of tuning on meshes of eight devices; runs: (draws, mesh) each."""
     here = os.path.dirname(os.path.dirname(__file__))
-    out = str(tmp_path / f"{devices}.npz")
-    script = _SCRIPT.format(paths=[os.path.dirname(here), here], devices=devices, out=out)
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
+    paths = [os.path.dirname(here), here]
+    script = _SCRIPT.format(paths=paths, out=str(folder), runs=runs, kinds=kinds)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(out) as file:
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def leaves(folder, draws, mesh):
+    with np.load(folder / f"{draws}-{'x'.join(map(str, mesh))}.npz") as file:
         return [file[name] for name in file.files]
 
 
-def test_eight_devices_equal_one(tmp_path):
-    for one, eight in zip(run(tmp_path, 1), run(tmp_path, 8), strict=True):
-        np.testing.assert_allclose(one, eight, rtol=1e-3, atol=2e-5)
+@pytest.mark.parametrize(
+    "kinds, draws, meshes",
+    [
+        (("spatial", "temporal"), 8, ((1, 1, 1), (8, 1, 1))),
+        (("temporal",), 4, ((1, 1, 1), (2, 2, 2))),
+        (("temporal",), 1, ((1, 1, 1), (1, 1, 8))),
+    ],
+    ids=["data", "data-fsdp-frames", "frames"],
+)
+def test_eight_devices_equal_one_at_an_eighth_of_the_cost(tmp_path, kinds, draws, meshes):
+    one, eight = run(tmp_path, [(draws, mesh) for mesh in meshes], kinds)
+    for a, b in zip(*(leaves(tmp_path, draws, mesh) for mesh in meshes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
+    assert eight["flops_per_step"] == pytest.approx(one["flops_per_step"] / 8, rel=0.1)
+
+
+def test_full_size_weights_are_split_evenly():
+    """What each of eight devices holds of Stable Video Diffusion's U-Net."""
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), sharding.AXES)
+    shapes = [x.shape for x in jax.tree.leaves(zoo.abstract_params("unet", svd(14)))]
+    parts = [sharding.weight_sharding(s, mesh).shard_shape(s) for s in shapes]
+    whole, part = (sum(int(np.prod(s)) for s in each) for each in (shapes, parts))
+    assert part < 1.01 * whole / 8
+
+
+@pytest.mark.parametrize("shape, says", [((-1, 3, 1), "divide"), ((2, 1, 1), "2 x 1 x 1")])
+def test_meshes_that_do_not_fit_are_refused(monkeypatch, shape, says):
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    with pytest.raises(InputError, match=f"{says}.*1 devices"):
+        sharding.make_mesh(*shape)
