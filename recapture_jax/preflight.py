@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from recapture_jax import progress
+from recapture_jax import progress, sharding
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
@@ -106,7 +106,7 @@ class Estimate:
         self.latent = tuple(side // self.networks.vae.config.factor for side in size)
 
     def tune(self, remat: str) -> Need:
-        """One step of the temporal LoRA, the larger of the two."""
+        """One step of the temporal LoRA, the larger of the two, on one device of the mesh."""
         networks = zoo.build(self.model_config, self.dtype, attention="chunked", remat=remat)
         model = VideoModel(networks, self._params, self.model_config)
         numbers = tune_stage.settings(self.config.tune, networks.unet.config.stride)
@@ -115,7 +115,12 @@ class Estimate:
         sides = [window_side(n, numbers) for n in self.latent]
         unit = self._unit(math.prod(sides)) * numbers.draws
         weights = self._weights + memory.nbytes((state, data))
-        return Need("tune", weights, int(kept + self._alive(_TUNE_UNITS * unit)))
+        weights -= memory.nbytes(self._params["unet"]) * (1.0 - 1.0 / self.config.mesh.fsdp)
+        mesh = dict(self.config.mesh)
+        if mesh["data"] == -1:
+            mesh["data"] = max(1, jax.device_count() // (mesh["fsdp"] * mesh["frames"]))
+        used = sharding.devices_used(mesh, numbers.draws, self.length)
+        return Need("tune", int(weights), int((kept + self._alive(_TUNE_UNITS * unit)) / used))
 
     def sample(self) -> Need:
         """One step of the sampler; windows of a long clip go through the network one after another."""

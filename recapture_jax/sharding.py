@@ -9,6 +9,7 @@ clips once they are one batch.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from recapture_jax.errors import InputError
 
 AXES = ("data", "fsdp", "frames")
+_DRAWS = (("data", "fsdp"), ("data",))  # axes that the draws are split over, as far as they divide
 _SMALL = 2**12  # elements; splitting less costs more messages than it saves memory
 
 
@@ -58,8 +60,7 @@ def place_batch(mesh: Mesh):
     shape = dict(mesh.shape)
 
     def place(batch, size: int):
-        whole = [axes for axes in (("data", "fsdp"), ("data",)) if _divides(shape, axes, size)]
-        first = whole[0] if whole else None
+        first = next((axes for axes in _DRAWS if _divides(shape, axes, size)), None)
 
         def put(x):
             clips = x.ndim >= 4 and x.shape[1] % shape["frames"] == 0
@@ -71,7 +72,15 @@ def place_batch(mesh: Mesh):
     return place
 
 
-def _divides(shape: dict[str, int], axes: tuple[str, ...], size: int) -> bool:
+def devices_used(shape: Mapping[str, int], draws: int, frames: int) -> int:
+    """Over how many devices of a mesh a step of so many draws and frames is split; the others repeat it."""
+    axes = next((a for a in _DRAWS if _divides(shape, a, draws)), ())
+    slots = math.prod(shape[a] for a in axes)
+    alone = draws == slots and frames % shape["frames"] == 0
+    return slots * (shape["frames"] if alone else 1)
+
+
+def _divides(shape: Mapping[str, int], axes: tuple[str, ...], size: int) -> bool:
     return size % math.prod(shape[a] for a in axes) == 0
 
 

@@ -50,7 +50,16 @@ BELOW = {
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
         "diffusion",
     },
-    "preflight": {"errors", "progress", "models", "diffusion", "lora", "tuning", "stages"},
+    "preflight": {
+        "errors",
+        "progress",
+        "sharding",
+        "models",
+        "diffusion",
+        "lora",
+        "tuning",
+        "stages",
+    },
     "pipeline": {
         "preflight",
         *(

@@ -98,3 +98,16 @@ def test_windows_in_space_and_time_count(tiny_estimate):
     config.tune.window = 2
     parts = preflight.Estimate(tiny, config, jnp.float32, 10, SIZE)
     assert parts.tune("none").working < 0.35 * tiny_estimate.tune("none").working
+
+
+def test_a_mesh_shares_draws_frames_and_weights(tiny_estimate):
+    tiny = CONFIG | {"num_frames": FRAMES}
+    config = tiny_estimate.config.copy_and_resolve_references()
+    config.tune.draws = 4
+    config.mesh.data, config.mesh.fsdp, config.mesh.frames = 2, 2, 2
+    one, many = (
+        tiny_estimate.tune("full"),
+        preflight.Estimate(tiny, config, jnp.float32, FRAMES, SIZE),
+    )
+    assert many.tune("full").working == pytest.approx(one.working / 2, rel=0.2)
+    assert many.tune("full").weights < one.weights

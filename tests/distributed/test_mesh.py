@@ -87,3 +87,13 @@ def test_meshes_that_do_not_fit_are_refused(monkeypatch, shape, says):
     monkeypatch.setattr(jax, "devices", lambda: [None])
     with pytest.raises(InputError, match=f"{says}.*1 devices"):
         sharding.make_mesh(*shape)
+
+
+@pytest.mark.parametrize(
+    "shape, draws, frames, used",
+    [((8, 1, 1), 8, 14, 8), ((8, 1, 1), 1, 14, 1), ((2, 2, 2), 4, 14, 8), ((2, 2, 2), 2, 14, 4)]
+    + [((2, 2, 2), 8, 14, 4), ((1, 1, 8), 1, 16, 8), ((1, 1, 8), 1, 14, 1)],
+)
+def test_how_many_devices_a_step_is_split_over(shape, draws, frames, used):
+    mesh = dict(zip(sharding.AXES, shape, strict=True))
+    assert sharding.devices_used(mesh, draws, frames) == used
