@@ -166,13 +166,6 @@ class _Run(FirstStage):
         """
         cfg = self.config
         mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.frames)
-        used = sharding.devices_used(mesh.shape, cfg.tune.draws, len(anchor.frames))
-        if used < mesh.size:
-            slots = mesh.shape["data"] * mesh.shape["fsdp"]
-            progress.say(
-                f"tuning uses {used} of {mesh.size} devices: set config.tune.draws={slots} (noise draws of a "
-                "step), and mesh.frames to what divides the clip's frames"
-            )
         self.lora_keys = keys = self._lora_keys()
         loras = {}
         for kind, key in keys.items():

@@ -183,6 +183,8 @@ class Tuner:
           The LoRAs by kind, and the loop's record.
         """
         tune = self.config.tune
+        if "anchor" in data:
+            _say_what_is_idle(self.mesh, tune.draws, data["anchor"].latents.shape[1])
         numbers = settings(tune, self.model.networks.unet.config.stride)
         place = sharding.place_batch(self.mesh)
         step = make_step(self.model.network, numbers, trained, place)
@@ -208,3 +210,13 @@ class Tuner:
                 metrics=metrics,
             )
         return jax.device_get(state["lora"]), record
+
+
+def _say_what_is_idle(mesh: jax.sharding.Mesh, draws: int, frames: int) -> None:
+    used = sharding.devices_used(mesh.shape, draws, frames)
+    if used < mesh.size:
+        slots = mesh.shape["data"] * mesh.shape["fsdp"]
+        progress.say(
+            f"tuning uses {used} of {mesh.size} devices: set config.tune.draws={slots} (noise draws of a step), "
+            f"and config.mesh.frames to what divides {frames} frames"
+        )
