@@ -42,13 +42,13 @@ def combinations(config, videos: list[str], moves: list[str], seeds: list[int]) 
     Raises:
         InputError: a bad configuration, two combinations of the same name, or a video that is not there.
     """
+    if moves and config.camera.path:
+        raise InputError("--move and config.camera.path exclude each other: give one of them")
     found, names = [], set()
     sides = (videos or [config.video.path], seeds or [config.seed], moves or [config.camera.moves])
     for video, seed, move in itertools.product(*sides):
         one = config.copy_and_resolve_references()
         one.video.path, one.seed, one.camera.moves = video, seed, move
-        if moves and config.camera.path:
-            raise InputError("--move and config.camera.path exclude each other: give one of them")
         path = configuration.resolve_path(video)
         if not path.exists():
             raise InputError(f"--video={video}: no such file or folder")

@@ -2,8 +2,9 @@
 
 What a tuning step keeps from its forward to its backward pass is counted by tracing that very step. What else
 is alive at a time is a number of the largest activations, taken from XLA:CPU's plans of Stable Video Diffusion at
-14 x 256 x 384 and 14 x 576 x 1024 in float32 (`experiments.bench.memory`, its memory.md); in bfloat16 three
-quarters of it are counted, since norms and softmax stay float32. No plan of a GPU or TPU was at hand to check it.
+14 x 256 x 384 and 14 x 576 x 1024 in float32: for tuning those in memory.md of `experiments/bench`, for the rest
+compiled the same way by a script that was not kept. In bfloat16 three quarters of it are counted, since norms and
+softmax stay float32. No plan of a GPU or TPU was at hand to check it.
 """
 
 import dataclasses
@@ -19,7 +20,6 @@ from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models import zoo
-from recapture_jax.models.unet_blocks import REMAT_POLICIES
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.video_model import VideoModel
 from recapture_jax.tuning import memory
@@ -226,7 +226,7 @@ def _refusal(need: Need, found: Plan, config, frames: int, size) -> str:
     advice = ["a smaller config.video.short_side", "fewer config.video.num_frames"]
     if need.stage == "tune":
         advice.insert(0, f"config.tune.window={2 * config.tune.window}")
-        if config.model.remat in REMAT_POLICIES and config.model.remat != "full":
+        if config.model.remat not in ("auto", "full"):
             advice.insert(0, "config.model.remat=auto")
     if need.stage in ("tune", "sample") and frames > 8:
         advice.append("config.model.window=8")

@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 from recapture_jax.errors import InputError
 
 AXES = ("data", "fsdp", "frames")
-_DRAWS = (("data", "fsdp"), ("data",))  # axes that the draws are split over, as far as they divide
 _SMALL = 2**12  # elements; splitting less costs more messages than it saves memory
 
 
@@ -60,7 +59,7 @@ def place_batch(mesh: Mesh):
     shape = dict(mesh.shape)
 
     def place(batch, size: int):
-        first = next((axes for axes in _DRAWS if _divides(shape, axes, size)), None)
+        first = _draw_axes(shape, size) or None
 
         def put(x):
             clips = x.ndim >= 4 and x.shape[1] % shape["frames"] == 0
@@ -74,14 +73,15 @@ def place_batch(mesh: Mesh):
 
 def devices_used(shape: Mapping[str, int], draws: int, frames: int) -> int:
     """Over how many devices of a mesh a step of so many draws and frames is split; the others repeat it."""
-    axes = next((a for a in _DRAWS if _divides(shape, a, draws)), ())
-    slots = math.prod(shape[a] for a in axes)
+    slots = math.prod(shape[a] for a in _draw_axes(shape, draws))
     alone = draws == slots and frames % shape["frames"] == 0
     return slots * (shape["frames"] if alone else 1)
 
 
-def _divides(shape: Mapping[str, int], axes: tuple[str, ...], size: int) -> bool:
-    return size % math.prod(shape[a] for a in axes) == 0
+def _draw_axes(shape: Mapping[str, int], draws: int) -> tuple[str, ...]:
+    """The axes that so many draws are split over, as far as they divide."""
+    sets = (("data", "fsdp"), ("data",))
+    return next((s for s in sets if draws % math.prod(shape[a] for a in s) == 0), ())
 
 
 def weight_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

@@ -211,8 +211,14 @@ def make_loss(
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """AdamW at a constant rate, float32 state."""
-    return optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+    """AdamW at a constant rate, `spatial_rate` of it for the spatial LoRA; float32 state."""
+    rates = {"spatial": settings.spatial_rate, "temporal": 1.0}
+
+    def scale(updates, _):
+        return {kind: optax.tree.scale(rates[kind], part) for kind, part in updates.items()}
+
+    adamw = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
+    return optax.chain(adamw, optax.stateless(scale))
 
 
 def init_state(loras: Mapping, settings: Settings, seed: int = 0) -> dict:
@@ -247,13 +253,9 @@ def make_step(
         grad = jax.grad(loss, has_aux=True)
         grads, parts = grad(state["lora"], frozen, base, data, key)
         updates, opt_state = update(grads, state["opt_state"], state["lora"])
-        if "spatial" in updates and settings.spatial_rate != 1.0:
-            slower = jax.tree.map(lambda u: settings.spatial_rate * u, updates["spatial"])
-            updates = updates | {"spatial": slower}
         lora = optax.apply_updates(state["lora"], updates)
         metrics = {f"loss_{name}": value for name, value in parts.items()}
         metrics["grad_norm"] = optax.global_norm(grads)
-        new = {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}
-        return new | {"seed": state["seed"]}, metrics
+        return state | {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     return step
