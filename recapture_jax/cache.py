@@ -7,16 +7,19 @@ entry is a folder that appears whole or not at all.
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import uuid
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from recapture_jax import processes, storage
+
 FORMAT = 3  # raise when a stage computes something else from the same inputs
+_WORK = "work"
 
 
 def file_hash(path: pathlib.Path) -> str:
@@ -38,50 +41,60 @@ def key(stage: str, **inputs: Any) -> str:
 
 
 class StageCache:
-    """Entries under `root/<stage>-<key>/`, unfinished work under `root/work/`."""
+    """Entries under `root/<stage>-<key>/`, unfinished work under `root/work/`.
 
-    def __init__(self, root: pathlib.Path):
+    A root in a bucket has a copy on disk of what is used, in a temporary folder; and so have the processes of a
+    run but the first, which alone looks into the cache and writes it.
+    """
+
+    def __init__(self, root: storage.Folder):
+        self._bucket = None
+        if storage.in_bucket(root) or not processes.is_main():
+            self._bucket = root if processes.is_main() else None
+            root = pathlib.Path(tempfile.mkdtemp(prefix="recapture_jax-"))
+            weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
         self.root = root
 
     def entry(self, stage: str, key: str) -> pathlib.Path:
+        """Where an entry lies on disk once `has` found it."""
         return self.root / f"{stage}-{key}"
 
     def has(self, stage: str, key: str) -> bool:
-        return self.entry(stage, key).is_dir()
+        """Whether the entry is there, in process 0; it then is on this process's disk, too."""
+        entry = self.entry(stage, key)
+        found = entry.is_dir()
+        if not found and self._bucket is not None:
+            found = storage.download(self._bucket / entry.name, entry)
+        found = processes.agreed(found)
+        if found:
+            processes.share_folder(entry)
+        return found
 
     def work(self, stage: str, key: str) -> pathlib.Path:
-        """A folder for the checkpoints of an unfinished stage; kept until the stage is done."""
-        return self.root / "work" / f"{stage}-{key}"
+        """A folder for an unfinished stage; kept until the stage is done."""
+        folder = self.root / _WORK / f"{stage}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def mirror(self, work: pathlib.Path) -> storage.Folder | None:
+        """Where the checkpoints of `work` outlive this machine, if the cache is in a bucket."""
+        return self._bucket / _WORK / work.name if self._bucket is not None else None
+
+    def finish(self, work: pathlib.Path) -> None:
+        """Removes the folder of a stage that is done."""
+        shutil.rmtree(work, ignore_errors=True)
+        mirror = self.mirror(work)
+        if mirror is not None and mirror.exists():
+            mirror.rmtree()
 
     @contextlib.contextmanager
     def writing(self, stage: str, key: str) -> Iterator[pathlib.Path]:
         """A temporary folder that becomes the entry when the body ends well, and goes otherwise."""
-        with atomic_folder(self.entry(stage, key)) as folder:
+        entry = self.entry(stage, key)
+        with storage.atomic_folder(entry) as folder:
             yield folder
-
-
-@contextlib.contextmanager
-def atomic_folder(target: pathlib.Path, replace: bool = False) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling of `target`, renamed to it at the end.
-
-    With `replace` it takes the place of a folder that is there; without, that folder stays (another
-    process was first).
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if replace and target.is_dir():
-            os.rename(target, old)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if self._bucket is not None and not storage.complete(self._bucket / entry.name):
+            storage.upload(entry, self._bucket / entry.name)
 
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

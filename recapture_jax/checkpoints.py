@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from recapture_jax import processes, storage
 from recapture_jax.errors import InputError
 
 _LISTED = 6  # names shown per kind of mismatch, so that a message stays one readable line
@@ -177,57 +178,102 @@ class TrainCheckpoints:
 
     Saves are synchronous, so that after `save` returns the step survives `kill -9`; a save that
     was interrupted leaves only a temporary folder, which is never listed and is removed by the
-    next run. Use as a context manager, or call close().
+    next run. Use as a context manager, or call close(). In a run of several processes all of them call
+    every method, process 0 alone reads and writes.
 
     Args:
-        directory: created if missing.
+        directory: on disk; created if missing.
         every: steps between saves, >= 1; `save` is a no-op at other steps.
         keep: how many of the newest steps stay on disk, >= 1.
+        mirror: a folder in a bucket that gets a copy of every save; where the directory has no step
+            yet, its newest one is fetched.
 
     Raises:
         InputError: `every` or `keep` below 1, or `directory` is a file.
     """
 
-    def __init__(self, directory: str | Path, every: int, keep: int):
+    def __init__(
+        self,
+        directory: str | Path,
+        every: int,
+        keep: int,
+        mirror: storage.Folder | None = None,
+    ):
         if every < 1 or keep < 1:
             raise InputError(f"checkpoints need every >= 1 and keep >= 1, got {every} and {keep}")
         self._directory = Path(directory).absolute()
         if self._directory.exists() and not self._directory.is_dir():
             raise InputError(f"{self._directory} is a file; checkpoints need a folder")
         _quiet()
-        self._every = every
+        self._every, self._mirror = every, mirror
+        self._manager = None
+        if not processes.is_main():
+            return
+        if mirror is not None and not self._directory.exists():
+            self._fetch(mirror)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="process0"
+        )
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                create=True,
+                create=False,  # which Orbax refuses to a part of the processes
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
+                multiprocessing_options=alone,
             ),
-            item_handlers=ocp.PyTreeCheckpointHandler(use_compression=False),
+            item_handlers=ocp.PyTreeCheckpointHandler(
+                use_compression=False, multiprocessing_options=alone
+            ),
         )
+
+    def _fetch(self, mirror: storage.Folder) -> None:
+        stored = list(mirror.iterdir()) if mirror.exists() else []
+        for step in sorted(stored, key=lambda p: int(p.name), reverse=True):
+            if storage.download(step, self._directory / step.name):
+                return
 
     def save(self, step: int, state: Any, force: bool = False) -> bool:
         """Writes `state` as `step` if it is a multiple of `every` or `force`; True if written.
 
         A step that is on disk already is left as it is: a resumed run recomputes the same state.
         """
-        if not force and step % self._every:
+        if self._manager is None or (not force and step % self._every):
             return False
         if step in self._manager.all_steps():
             return False
-        return self._manager.save(step, args=ocp.args.PyTreeSave(state), force=True)
+        written = self._manager.save(
+            step, args=ocp.args.PyTreeSave(jax.device_get(state)), force=True
+        )
+        if self._mirror is not None:
+            storage.upload(self._directory / str(step), self._mirror / str(step))
+            kept = {str(s) for s in self._manager.all_steps()}
+            for old in self._mirror.iterdir():
+                if old.name not in kept:
+                    old.rmtree()
+        return written
 
     def latest(self) -> int | None:
         """The newest complete step, None if there is none."""
-        return self._manager.latest_step()
+        return processes.agreed(self._manager and self._manager.latest_step())
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """The state of `step` as abstract_state's structure; see restore_tree for its leaves.
 
+        In a run of several processes the leaves are numpy arrays.
+
         Raises:
             InputError: no such step, or the stored state does not fit.
         """
+        if jax.process_count() == 1:
+            return self._restore(step, abstract_state)
+        like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_state)
+        host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract_state)
+        return processes.same(self._restore(step, host) if self._manager else like)
+
+    def _restore(self, step: int, abstract_state: Any) -> Any:
         where = self._directory / str(step)
         steps = self._manager.all_steps()
         if step not in steps:
@@ -244,7 +290,8 @@ class TrainCheckpoints:
             raise _damaged(where, error) from error
 
     def close(self) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     def __enter__(self) -> "TrainCheckpoints":
         return self

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from absl import logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from recapture_jax import terminal
@@ -14,14 +14,43 @@ _CONFIG = config_flags.DEFINE_config_file(
     None,
     "Configuration file; see configs/. A variant follows a colon: configs/orbit.py:svd_xt.",
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One run over several processes (a pod, several hosts): start the same command in each of them.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; not needed on TPU pods, under Slurm or Open MPI."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many; likewise.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which one this is, from 0; likewise.")
 
 
-def run(action: Callable) -> None:
+def run(action: Callable, alone: bool = False) -> None:
     """Parses the command line, calls `action(config)` and exits.
 
-    What `action` returns is printed, if anything.
+    What `action` returns is printed, if anything, by the first process.
+
+    Args:
+        alone: it is no work for several processes.
     """
-    terminal.run(lambda: action(_config()), _EXAMPLE)
+    terminal.run(lambda: _run(action, alone), _EXAMPLE)
+
+
+def _run(action: Callable, alone: bool):
+    config = _config()
+    if alone and _DISTRIBUTED.value:
+        raise InputError("this command needs one process: leave out --distributed")
+    told = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not _DISTRIBUTED.value:
+        if any(x is not None for x in told):
+            raise InputError("--coordinator, --num_processes and --process_id need --distributed")
+        return action(config)
+    from recapture_jax import processes
+
+    processes.start(*told)
+    result = action(config)
+    return result if processes.is_main() else None
 
 
 def _config():

@@ -13,7 +13,7 @@ import numpy as np
 import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import progress, source
+from recapture_jax import progress, source, storage
 from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth import base
@@ -85,12 +85,8 @@ class FirstStage:
         self.config = config
         self.model_config = model_config
         self.groups = plain(config)
-        self.root = pathlib.Path(config.output.root).expanduser()
-        folder = (
-            pathlib.Path(config.output.cache).expanduser()
-            if config.output.cache
-            else self.root / "cache"
-        )
+        self.root = storage.folder(config.output.root)
+        folder = storage.folder(config.output.cache) if config.output.cache else self.root / "cache"
         self.cache = caching.StageCache(folder)
         self.watch = progress.Stopwatch()
         self.stages: dict[str, str] = {}

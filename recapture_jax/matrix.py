@@ -1,24 +1,24 @@
 """Many clips, moves and seeds in one go.
 
     python -m recapture_jax.matrix --config=configs/orbit.py --move="orbit right 10" --move="dolly in 0.2" \\
-        [--video=a.mp4 --video=b.mp4] [--seed=0 --seed=1]
+        [--video=a.mp4 --video=b.mp4] [--seed=0 --seed=1] [--together=2]
 
 Every combination is a run of its own in outputs/<clip>-<move>-seed<n>/. What combinations share is done once: the
 model is loaded and compiled once, depth is found once per clip, the spatial LoRA fitted once per clip and seed, the
-anchor made once per clip and move. A run that fails does not stop the others; the same command again makes only what
-is missing. outputs/matrix.json has a line for each: its folder or what was wrong, and seconds.
+anchor made once per clip and move. With --together=N the temporal LoRAs of up to N moves are tuned in one step. A run
+that fails does not stop the others; the same command again makes only what is missing. outputs/matrix.json has a line
+for each: its folder or what was wrong, and seconds.
 """
 
 import dataclasses
 import itertools
 import json
-import pathlib
 import time
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from recapture_jax import command, progress
+from recapture_jax import command, processes, progress, storage
 from recapture_jax import config as configuration
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import folder_name, folder_stem
@@ -64,16 +64,24 @@ def combinations(config, videos: list[str], moves: list[str], seeds: list[int]) 
     return found
 
 
-def run(configs: list[ConfigDict], report: pathlib.Path) -> list[Row]:
+def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) -> list[Row]:
     """Runs all of them and keeps `report` (JSON) up to date.
+
+    Args:
+        configs: from `combinations`.
+        report: the file.
+        together: trajectories of a clip that are tuned in one step.
 
     Raises:
         InputError: some run failed; after all others were made.
     """
     from recapture_jax import pipeline  # a refusal should not wait for the networks
+    from recapture_jax import together as batching
 
     rows: list[Row] = []
     models: dict = {}
+    if together > 1:
+        batching.tune_together(configs, models, together)
     for number, config in enumerate(configs, 1):
         what = str(config.video.path), str(config.camera.moves), int(config.seed)
         progress.say(f"[{number}/{len(configs)}] {what[0]}; {what[1]}; seed {what[2]}")
@@ -84,10 +92,9 @@ def run(configs: list[ConfigDict], report: pathlib.Path) -> list[Row]:
             said["error"] = " ".join(str(error).split())
             progress.say(f"failed: {said['error']}")
         rows.append(Row(*what, round(time.perf_counter() - begin, 2), **said))
-        report.parent.mkdir(parents=True, exist_ok=True)
-        temporary = report.with_suffix(".tmp")
-        temporary.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
-        temporary.replace(report)
+        if processes.is_main():
+            told = json.dumps([dataclasses.asdict(r) for r in rows], indent=1)
+            storage.write_text(report, told + "\n")
     if failed := [row for row in rows if row.error]:
         raise InputError(
             f"{len(failed)} of {len(rows)} runs failed, the first ({failed[0].moves}): {failed[0].error}; "
@@ -99,8 +106,8 @@ def run(configs: list[ConfigDict], report: pathlib.Path) -> list[Row]:
 def _run(config) -> str:
     values = flags.FLAGS
     configs = combinations(config, values.video, values.move, values.seed)
-    report = pathlib.Path(config.output.root).expanduser() / "matrix.json"
-    return "\n".join(f"{row.folder}/result.mp4" for row in run(configs, report))
+    report = storage.folder(config.output.root) / "matrix.json"
+    return "\n".join(f"{row.folder}/result.mp4" for row in run(configs, report, values.together))
 
 
 def cli() -> None:
@@ -112,4 +119,5 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("video", [], "Clip; may be repeated.")
     flags.DEFINE_multi_string("move", [], "Camera move; may be repeated.")
     flags.DEFINE_multi_integer("seed", [], "Seed; may be repeated.", lower_bound=0)
+    flags.DEFINE_integer("together", 1, "Moves of a clip tuned in one step.", lower_bound=1)
     cli()

@@ -8,23 +8,23 @@ whole or not at all.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import pathlib
 import platform
-import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import preflight, progress, sharding, weights
+from recapture_jax import preflight, processes, progress, sharding, storage, weights
 from recapture_jax.camera.formats import nerfstudio_camera_path
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
@@ -40,7 +40,7 @@ from recapture_jax.video.write import side_by_side, write_video
 class RunResult:
     """Where a run left its files, and what it did: stages to 'computed' or 'cached'."""
 
-    folder: pathlib.Path
+    folder: storage.Folder
     stages: dict[str, str]
 
 
@@ -57,20 +57,27 @@ def run(config, models: dict | None = None) -> RunResult:
     """
     configuration.validate(config)
     with compilation(config):
-        this = _Run(config, {} if models is None else models)
-        try:
+        this = Run(config, {} if models is None else models)
+        with memory_errors(lambda: list(this.stages)[-1]):
             return this.go()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise InputError(
-                f"out of memory at stage {list(this.stages)[-1]}; finished stages are kept: run again with "
-                "--config.model.remat=full, a smaller --config.generate.decode_chunk or "
-                "--config.video.short_side"
-            ) from error
 
 
-class _Run(FirstStage):
+@contextlib.contextmanager
+def memory_errors(stage: Callable[[], str]):
+    """Makes an InputError of a device's out-of-memory; `stage()`: where it happened."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"out of memory at stage {stage()}; finished stages are kept: run again with "
+            "--config.model.remat=full, a smaller --config.generate.decode_chunk or "
+            "--config.video.short_side"
+        ) from error
+
+
+class Run(FirstStage):
     """One run; a method per stage, on top of those that it shares with the preview."""
 
     def __init__(self, config, models: dict):
@@ -79,43 +86,50 @@ class _Run(FirstStage):
         self.records: dict[str, Any] = {}
         self.dtype = _dtype(config.model.dtype)
         _check_attention(config.model.attention, self.dtype)
+        self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.frames)
         self._models = models
 
     def go(self) -> RunResult:
-        with self.watch.stage("read"):
-            self.read()
-            self.inputs |= {"model": self._model_hash(), "dtype": str(jnp.dtype(self.dtype))}
+        self.read()
         key = caching.key(
             "run", inputs=self.inputs, groups=self.parts(*self.groups.keys() - {"output"})
         )
         if self.cache.has("run", key):
-            folder = pathlib.Path((self.cache.entry("run", key) / "folder.txt").read_text())
-            if (folder / "run.json").exists():
+            folder = storage.folder((self.cache.entry("run", key) / "folder.txt").read_text())
+            if processes.agreed((folder / "run.json").exists()):
                 progress.say(f"already done, nothing to do: {folder}")
                 return RunResult(folder, {"run": "cached"})
         target = self._target()
-        if target.exists():
+        if processes.agreed(target.exists()):
             raise InputError(f"{target} exists; choose another --config.output.name or remove it")
-        self._preflight()
+        self.preflight()
         depth = self.depth()
         anchor = self.anchor(depth)
         loras = self._tune(anchor)
         frames = self._generate(anchor, loras)
         with self.watch.stage("write"):
-            self._write(target, anchor, loras, frames)
+            if processes.is_main():
+                self._write(target, anchor, loras, frames)
         if not self.cache.has("run", key):
             with self.cache.writing("run", key) as folder:
-                (folder / "folder.txt").write_text(str(target.absolute()))
+                (folder / "folder.txt").write_text(storage.absolute(target))
         progress.say(f"done: {target}")
         return RunResult(target, self.stages)
 
-    def _preflight(self) -> None:
-        """Settles how the run fits the device, or refuses it."""
+    def read(self) -> None:
+        """As `FirstStage.read`, and the model's hash."""
+        with self.watch.stage("read"):
+            super().read()
+            self.inputs |= {"model": self._model_hash(), "dtype": str(jnp.dtype(self.dtype))}
+
+    def preflight(self, together: int = 1) -> None:
+        """Settles how the run fits the device, or refuses it; together: trajectories tuned in one step."""
         frames = len(self.shown)
         args = (self.model_config, self.config, self.dtype, frames, self.clip.size)
         with self.watch.stage("preflight"):
-            self.plan_of_memory = preflight.plan(*args)
-        self.config = ConfigDict(self.config)  # the caller's stays as it was, and so do cache keys
+            limit = processes.agreed(preflight.device_memory())
+            self.plan_of_memory = preflight.plan(*args, limit, together)
+        self.config = self.config.copy_and_resolve_references()  # the caller's stays as it was
         self.config.model.remat = self.plan_of_memory.remat
         self.config.generate.decode_chunk = self.plan_of_memory.decode_chunk
 
@@ -131,15 +145,27 @@ class _Run(FirstStage):
     def model(self):
         """Loaded when the first stage needs it: a run from the cache never does."""
         options = {"attention": self.config.model.attention, "remat": self.config.model.remat}
-        key = (self.model_path, str(self.dtype), *options.values())
-        if key not in self._models:
-            self._models.clear()  # one at a time: full-size weights fill a device
-            with self.watch.stage("load_model"):
-                self._models[key] = weights.load_model(self.model_path, self.dtype, **options)
-        return self._models[key]
+        of_weights = (self.model_path, str(self.dtype), self.mesh)
+        key = (*of_weights, *options.values())
+        if key in self._models:
+            return self._models[key]
+        same = next((m for k, m in self._models.items() if k[:3] == of_weights), None)
+        if same is not None:
+            self._models[key] = same.rebuilt(self.dtype, **options)
+            return self._models[key]
+        self._models.clear()  # one at a time: full-size weights fill a device
+        with self.watch.stage("load_model"):
+            model = weights.load_model(self.model_path, self.dtype, **options)
+            model.params["unet"] = sharding.shard_weights(model.params["unet"], self.mesh)
+            self._models[key] = model
+        return model
 
-    def _lora_keys(self) -> dict[str, str]:
-        """Cache keys of both LoRAs. The spatial one knows the frames shown, and no camera path."""
+    @functools.cached_property
+    def lora_keys(self) -> dict[str, str]:
+        """Cache keys of both LoRAs, once the anchor is made.
+
+        The spatial one knows the frames shown, and no camera path.
+        """
         groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
         unrelated = ("temporal_weight", "draws", "window", "schedule", "checkpoint_every")
@@ -165,47 +191,91 @@ class _Run(FirstStage):
         spatial LoRA used, the result would depend on what had been run before.
         """
         cfg = self.config
-        mesh = sharding.make_mesh(cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.frames)
-        self.lora_keys = keys = self._lora_keys()
-        loras = {}
-        for kind, key in keys.items():
-            if self.cache.has(kind, key):
-                self.stages[kind] = "cached"
-                loras[kind] = load_lora(self.cache.entry(kind, key) / "lora.safetensors")
+        keys = self.lora_keys
+        loras = {kind: lora for kind in keys if (lora := self.cached_lora(kind)) is not None}
         wanted = tuple(kind for kind in keys if cfg.tune[f"{kind}_weight"] > 0)
         missing = tuple(kind for kind in wanted if kind not in loras)
         together = cfg.tune.schedule == "joint" and "temporal" in missing and len(wanted) == 2
         rounds = [wanted] if together else [(kind,) for kind in missing]
         for trained in rounds:
-            label = "+".join(trained)
-            with contextlib.ExitStack() as stack:
-                for kind in trained:
-                    stack.enter_context(self.stage(kind))
-                data = {}
-                if "spatial" in trained:
-                    # Each source frame that is shown, once: a frozen one has no more to teach.
-                    frames = self.clip.frames[np.unique(self.shown, return_index=True)[1]]
-                    data["source"] = tune_stage.source_data(
-                        self.model, frames, cfg.tune, cfg.generate, cfg.seed
-                    )
-                if "temporal" in trained:
-                    data["anchor"] = tune_stage.anchor_data(
-                        self.model, anchor, cfg.model, cfg.generate, cfg.seed
-                    )
-                work = self.cache.work(label, keys[trained[-1]])
-                work.mkdir(parents=True, exist_ok=True)
-                metrics = stack.enter_context(progress.Metrics(work / "metrics.jsonl"))
-                frozen = {k: v for k, v in loras.items() if k not in trained}
-                fitted, self.records[label] = tune_stage.Tuner(self.model, cfg, mesh).fit(
-                    trained, data, frozen, label=label, folder=work / "checkpoints", metrics=metrics
-                )
-                for kind in trained:
-                    loras[kind] = fitted[kind]
-                    with self.cache.writing(kind, keys[kind]) as folder:
-                        self._save_lora(folder / "lora.safetensors", kind, fitted[kind])
-                        (folder / "metrics.jsonl").write_text((work / "metrics.jsonl").read_text())
-            shutil.rmtree(work, ignore_errors=True)
+            loras |= self.fit_loras(trained, loras, anchor)
         return loras
+
+    def cached_lora(self, kind: str) -> dict | None:
+        """A LoRA of this run, if it was fitted before."""
+        key = self.lora_keys[kind]
+        if not self.cache.has(kind, key):
+            return None
+        self.stages[kind] = "cached"
+        return load_lora(self.cache.entry(kind, key) / "lora.safetensors")
+
+    def fit_loras(
+        self, trained: tuple[str, ...], loras: dict, anchor: Anchor | None = None
+    ) -> dict:
+        """Fits the LoRAs of the kinds in `trained` beside the others of `loras`, and caches them.
+
+        anchor: for the temporal one.
+        """
+        with contextlib.ExitStack() as stack:
+            for kind in trained:
+                stack.enter_context(self.stage(kind))
+            data = {}
+            if "spatial" in trained:
+                data["source"] = self._source_data()
+            if "temporal" in trained:
+                data["anchor"] = self.anchor_data(anchor)
+            frozen = {k: v for k, v in loras.items() if k not in trained}
+            keys = {kind: self.lora_keys[kind] for kind in trained}
+            tuning = self.tuning("+".join(trained), keys[trained[-1]])
+            fitted, metrics = stack.enter_context(tuning)(trained, data, frozen)
+            for kind in trained:
+                self.keep_lora(kind, keys[kind], fitted[kind], metrics)
+        return fitted
+
+    @contextlib.contextmanager
+    def tuning(self, label: str, key: str):
+        """Yields `fit(trained, data, frozen, **options) -> (LoRAs, metrics as text)`; see `Tuner.fit`.
+
+        What it leaves for resuming goes when the body ends well.
+        """
+        work = self.cache.work(label, key)
+        file = work / "metrics.jsonl"
+
+        def fit(trained, data, frozen, **options):
+            with progress.Metrics(file) as metrics:
+                fitted, self.records[label] = tune_stage.Tuner(
+                    self.model, self.config, self.mesh
+                ).fit(
+                    trained,
+                    data,
+                    frozen,
+                    label=label,
+                    folder=work / "checkpoints",
+                    mirror=self.cache.mirror(work),
+                    metrics=metrics,
+                    **options,
+                )
+            return fitted, file.read_text()
+
+        yield fit
+        self.cache.finish(work)
+
+    def keep_lora(self, kind: str, key: str, lora: dict, metrics: str) -> None:
+        """Puts a fitted LoRA into the cache."""
+        with self.cache.writing(kind, key) as folder:
+            self._save_lora(folder / "lora.safetensors", kind, lora)
+            (folder / "metrics.jsonl").write_text(metrics)
+
+    def anchor_data(self, anchor: Anchor):
+        """What the temporal LoRA is fitted to."""
+        cfg = self.config
+        return tune_stage.anchor_data(self.model, anchor, cfg.model, cfg.generate, cfg.seed)
+
+    def _source_data(self):
+        """Each source frame that is shown, once: a frozen one has no more to teach."""
+        cfg = self.config
+        frames = self.clip.frames[np.unique(self.shown, return_index=True)[1]]
+        return tune_stage.source_data(self.model, frames, cfg.tune, cfg.generate, cfg.seed)
 
     def _save_lora(self, path: pathlib.Path, kind: str, lora: dict) -> None:
         save_lora(
@@ -224,7 +294,7 @@ class _Run(FirstStage):
             return caching.load_arrays(self.cache.entry("result", key) / "frames.npz")["frames"]
         with self.stage("result"):
             frames = generate_stage.generate(
-                self.model, anchor, loras, cfg.model, cfg.generate, cfg.seed
+                self.model, anchor, loras, cfg.model, cfg.generate, cfg.seed, self.mesh
             )
             if not np.isfinite(frames).all():
                 raise InputError(
@@ -236,7 +306,7 @@ class _Run(FirstStage):
 
     # Outputs
 
-    def _target(self) -> pathlib.Path:
+    def _target(self) -> storage.Folder:
         cfg = self.config
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         name = cfg.output.name or f"{folder_stem(self.clip_name, cfg.camera)}-{stamp}"
@@ -247,7 +317,7 @@ class _Run(FirstStage):
         rough = np.where(anchor.raw_mask[..., None], anchor.frames, 0.0)
         mask = np.repeat(anchor.mask[..., None], 3, axis=-1).astype(np.float32)
         source = np.asarray(self.clip.frames)
-        with caching.atomic_folder(target) as folder:
+        with storage.atomic_folder(target) as folder:
             write_video(folder / "result.mp4", frames, fps, self.clip.audio)
             write_video(folder / "anchor.mp4", rough, fps)
             write_video(folder / "mask.mp4", mask, fps)
@@ -280,6 +350,7 @@ class _Run(FirstStage):
                 "platform": device.platform,
                 "kind": device.device_kind,
                 "count": len(jax.devices()),
+                "processes": jax.process_count(),
             },
             "size": list(self.clip.size),
             "fps": float(self.clip.fps),

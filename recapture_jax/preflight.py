@@ -105,8 +105,11 @@ class Estimate:
         self.networks = zoo.build(model_config, dtype)
         self.latent = tuple(side // self.networks.vae.config.factor for side in size)
 
-    def tune(self, remat: str) -> Need:
-        """One step of the temporal LoRA, the larger of the two, on one device of the mesh."""
+    def tune(self, remat: str, together: int = 1) -> Need:
+        """One step of the temporal LoRA, the larger of the two, on one device of the mesh.
+
+        together: trajectories in it.
+        """
         networks = zoo.build(self.model_config, self.dtype, attention="chunked", remat=remat)
         model = VideoModel(networks, self._params, self.model_config)
         numbers = tune_stage.settings(self.config.tune, networks.unet.config.stride)
@@ -114,28 +117,44 @@ class Estimate:
         kept = memory.kept_bytes(model.network, numbers, state["lora"], self._params["unet"], data)
         sides = [window_side(n, numbers) for n in self.latent]
         unit = self._unit(math.prod(sides)) * numbers.draws
-        weights = self._weights + memory.nbytes((state, data))
-        weights -= memory.nbytes(self._params["unet"]) * (1.0 - 1.0 / self.config.mesh.fsdp)
-        mesh = dict(self.config.mesh)
-        if mesh["data"] == -1:
-            mesh["data"] = max(1, jax.device_count() // (mesh["fsdp"] * mesh["frames"]))
-        used = sharding.devices_used(mesh, numbers.draws, self.length)
-        return Need("tune", int(weights), int((kept + self._alive(_TUNE_UNITS * unit)) / used))
+        own = memory.nbytes((state, data)) * together
+        used = self._devices(numbers.draws)
+        working = together * (kept + self._alive(_TUNE_UNITS * unit)) / used
+        return Need("tune", self._weights - self._elsewhere() + own, int(working))
 
     def sample(self) -> Need:
         """One step of the sampler; windows of a long clip go through the network one after another."""
         guided = max(self.config.generate.min_guidance, self.config.generate.max_guidance) > 1.0
-        unit = self._unit(math.prod(self.latent)) * (2 if guided else 1)
-        return Need("sample", self._weights, int(self._alive(_SAMPLE_UNITS * unit)))
+        clips = 2 if guided else 1
+        unit = self._unit(math.prod(self.latent)) * clips
+        working = self._alive(_SAMPLE_UNITS * unit) / self._devices(clips)
+        return Need("sample", self._weights - self._elsewhere(), int(working))
 
     def decode(self, chunk: int) -> Need:
         """`chunk` frames through the decoder; 0: all."""
         unit = self._pixels() * min(chunk or self.frames, self.frames)
-        return Need("decode", self._weights, int(self._share() * _DECODE_UNITS * unit))
+        return Need(
+            "decode", self._weights - self._elsewhere(), int(self._share() * _DECODE_UNITS * unit)
+        )
 
     def encode(self) -> Need:
         """Frames go through the encoder one by one."""
-        return Need("encode", self._weights, int(self._share() * _ENCODE_UNITS * self._pixels()))
+        return Need(
+            "encode",
+            self._weights - self._elsewhere(),
+            int(self._share() * _ENCODE_UNITS * self._pixels()),
+        )
+
+    def _elsewhere(self) -> int:
+        """Bytes of weights that only other devices of the mesh hold."""
+        unet = memory.nbytes(self._params["unet"])
+        return unet - unet // self.config.mesh.fsdp
+
+    def _devices(self, clips: int) -> int:
+        mesh = dict(self.config.mesh)
+        if mesh["data"] == -1:
+            mesh["data"] = max(1, jax.device_count() // (mesh["fsdp"] * mesh["frames"]))
+        return sharding.devices_used(mesh, clips, self.length)
 
     def _share(self) -> float:
         return 1.0 if self.dtype.itemsize == 4 else 0.75
@@ -173,14 +192,22 @@ class Estimate:
         return state, {"anchor": AnchorData(latents, mask, cond)}
 
 
-def plan(model_config: dict, config, dtype, frames: int, size, limit: int | None = None) -> Plan:
+def plan(
+    model_config: dict,
+    config,
+    dtype,
+    frames: int,
+    size,
+    limit: int | None = None,
+    together: int = 1,
+) -> Plan:
     """How the run fits the device; says so in a line.
 
     `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not fit takes fewer
     frames at once. Nothing else is changed by itself, since it would change the result.
 
     Args:
-        As `Estimate`; limit: bytes of the device, found out if None.
+        As `Estimate`; limit: bytes of the device, found out if None; together: trajectories tuned in one step.
 
     Raises:
         InputError: it does not fit; with the numbers, and what to lower.
@@ -189,7 +216,7 @@ def plan(model_config: dict, config, dtype, frames: int, size, limit: int | None
     estimate = Estimate(model_config, config, dtype, frames, size)
     tried = {}
     for remat in _remat_choices(config.model.remat):
-        tried[remat] = estimate.tune(remat)
+        tried[remat] = estimate.tune(remat, together)
         if tried[remat].total <= _SHARES[remat] * limit:
             break
     chunk = config.generate.decode_chunk or frames

@@ -14,14 +14,12 @@ No weights are needed: without a model folder the sizes of the configuration's v
 
 import dataclasses
 import json
-import pathlib
 
 import numpy as np
 from absl import flags
 
 from recapture_jax import advice as advising
-from recapture_jax import cache as caching
-from recapture_jax import command, pictures
+from recapture_jax import command, pictures, storage
 from recapture_jax import config as configuration
 from recapture_jax.camera.describe import describe
 from recapture_jax.depth.base import DepthMap
@@ -84,25 +82,25 @@ def preview(config, limit: float = LIMIT) -> Preview:
     return Preview(np.asarray(first.clip.frames), anchor, report)
 
 
-def write(result: Preview, folder: pathlib.Path, overwrite: bool = False) -> None:
+def write(result: Preview, folder: storage.Folder, overwrite: bool = False) -> None:
     """Writes the files of a preview into a folder that appears whole or not at all.
 
     Raises:
         InputError: the folder exists and overwrite is False.
     """
     _refuse_existing(folder, overwrite)
-    with caching.atomic_folder(folder, replace=overwrite) as temporary:
+    with storage.atomic_folder(folder, replace=overwrite) as temporary:
         write_png(temporary / "sheet.png", _sheet(result))
         plot = pictures.camera_plot(result.anchor.trajectory, result.source.shape[1:3])
         write_png(temporary / "cameras.png", plot)
         (temporary / "report.json").write_text(json.dumps(result.report, indent=1) + "\n")
 
 
-def target(config) -> pathlib.Path:
+def target(config) -> storage.Folder:
     """Where the preview of a configuration goes."""
     clip = configuration.resolve_path(config.video.path).stem
     name = config.output.name or folder_stem(clip, config.camera)
-    return pathlib.Path(config.output.root).expanduser() / folder_name(f"preview-{name}")
+    return storage.folder(config.output.root) / folder_name(f"preview-{name}")
 
 
 def _model_config(config) -> dict:
@@ -114,7 +112,7 @@ def _model_config(config) -> dict:
     return weights.read_config(path)
 
 
-def _refuse_existing(folder: pathlib.Path, overwrite: bool) -> None:
+def _refuse_existing(folder: storage.Folder, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists; give --overwrite, or another --config.output.name")
 
@@ -221,4 +219,4 @@ def _run(config) -> str:
 if __name__ == "__main__":
     flags.DEFINE_bool("overwrite", False, "Replace the preview that is there.")
     flags.DEFINE_float("limit", LIMIT, "Share of unknown pixels that the advice stays under.")
-    command.run(_run)
+    command.run(_run, alone=True)

@@ -9,6 +9,14 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+_silent = False
+
+
+def silence() -> None:
+    """From now on this process shows neither bars nor lines: another one does."""
+    global _silent
+    _silent = True
+
 
 class Metrics:
     """Appends one JSON object per line to a file; a resumed run goes on in the same file."""
@@ -40,13 +48,15 @@ def bar(label: str, total: int, done: int = 0) -> tqdm:
         initial=done,
         unit="step",
         file=sys.stderr,
+        disable=_silent,
         mininterval=10 if quiet else 0.2,
     )
 
 
 def say(message: str) -> None:
     """One line for the person at the terminal."""
-    tqdm.write(message, file=sys.stderr)
+    if not _silent:
+        tqdm.write(message, file=sys.stderr)
 
 
 class Stopwatch:

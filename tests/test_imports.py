@@ -23,10 +23,12 @@ BELOW = {
     "evaluation": {"errors", "xla", "camera", "geometry"},
     "video": {"errors"},
     "depth": {"errors", "xla", "geometry", "models", "assets", "progress", "checkpoints"},
-    "cache": {"errors"},
-    "checkpoints": {"errors"},
-    "sharding": {"errors"},
     "progress": {"errors"},
+    "processes": {"errors", "progress"},
+    "storage": {"errors"},
+    "cache": {"errors", "processes", "storage"},
+    "checkpoints": {"errors", "processes", "storage"},
+    "sharding": {"errors", "processes"},
     "tuning": {"errors", "xla", "diffusion", "lora", "checkpoints", "sharding", "progress"},
     "stages": {
         *(
@@ -40,7 +42,7 @@ BELOW = {
             "video",
             "tuning",
         ),
-        *("checkpoints", "progress", "sharding", "xla"),
+        *("checkpoints", "progress", "sharding", "storage", "xla"),
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
     "config": {"errors", "camera", "lora", "assets"},
@@ -48,7 +50,7 @@ BELOW = {
     "first_stage": {
         "source",
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
-        "diffusion",
+        *("diffusion", "storage"),
     },
     "preflight": {
         "errors",
@@ -61,7 +63,7 @@ BELOW = {
         "stages",
     },
     "pipeline": {
-        "preflight",
+        *("preflight", "processes", "storage"),
         *(
             "errors",
             "first_stage",
@@ -77,8 +79,17 @@ BELOW = {
         *("camera", "depth", "lora"),
     },
     "main": {"errors", "command", "pipeline"},
-    "matrix": {"errors", "command", "config", "first_stage", "pipeline", "progress"},
-    "command": {"errors", "terminal"},
+    "matrix": {
+        "errors",
+        "command",
+        "config",
+        "first_stage",
+        "pipeline",
+        "progress",
+        "processes",
+        "storage",
+    },
+    "command": {"errors", "terminal", "processes"},
     "pictures": {"errors", "camera"},
     "advice": {"errors", "camera", "geometry", "stages"},
     "preview": {
@@ -93,7 +104,7 @@ BELOW = {
             "video",
             "weights",
         ),
-        *("advice", "command", "pictures"),
+        *("advice", "command", "pictures", "storage"),
     },
 }
 FORBIDDEN = {

@@ -1,13 +1,16 @@
 """Clips x moves x seeds in one process: what is shared, what fails, what is resumed."""
 
 import json
+import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from test_pipeline import configure, home  # noqa: F401  a fixture
 
 from recapture_jax import matrix, pipeline
 from recapture_jax.errors import InputError
+from recapture_jax.lora.export import load_lora
 
 MOVES = ["orbit right 10", "pan right 170", "dolly in 0.1"]  # the second shows nothing of the clip
 
@@ -45,6 +48,29 @@ def test_runs_share_what_they_can_and_a_failure_stops_none(home, monkeypatch):  
     again = matrix.run(matrix.combinations(config, [], MOVES[::2], []), report)
     assert [r.folder for r in again] == [rows[0]["folder"], rows[2]["folder"]]
     assert done[-1].stages == {"run": "cached"} and len(loaded) == 1
+
+
+def test_moves_tuned_in_one_step_are_what_each_is_alone(home):  # noqa: F811
+    made = {}
+    for together in (1, 2):
+        config = configure(home, root=f"together{together}")
+        configs = matrix.combinations(config, [], MOVES, [])
+        with pytest.raises(InputError, match="1 of 3 runs failed"):
+            matrix.run(configs, home / "report.json", together)
+        folders = [r["folder"] for r in json.loads((home / "report.json").read_text())]
+        made[together] = [pathlib.Path(f) for f in folders if f]
+    assert len(list((home / "together2" / "cache").glob("spatial-*"))) == 1
+    assert not list((home / "together2" / "cache" / "work").iterdir())
+    loras = {}
+    for together, folders in made.items():
+        stages = [json.loads((f / "run.json").read_text())["stages"]["temporal"] for f in folders]
+        assert stages == ["cached" if together > 1 else "computed"] * 2
+        deltas = [load_lora(f / "lora" / "temporal.safetensors") for f in folders]
+        loras[together] = [np.concatenate([d["b"].ravel() for d in x.values()]) for x in deltas]
+    # test_tuning holds them to rounding; here, that each run got its own.
+    for i in range(2):
+        off = [np.linalg.norm(loras[1][i] - other) for other in loras[2]]
+        assert off[i] < 0.1 * off[1 - i]
 
 
 def test_combinations_are_named_apart_and_checked_before_any_runs(home):  # noqa: F811

@@ -23,10 +23,12 @@ from recapture_jax.tuning.step import (
     AnchorData,
     Settings,
     SourceData,
+    batched,
     init_state,
     make_loss,
     make_step,
     spatial_loss,
+    stack_states,
     temporal_loss,
     window_side,
 )
@@ -225,14 +227,20 @@ def run(
     frozen=None,
     place=None,
     mesh=None,
+    together=0,
+    over=None,
     **options,
 ):
+    """together: the first axis of data['anchor'] is one of trajectories."""
     settings = settings or Settings(learning_rate=5e-3)
     lora = {k: lora_tree.init(jax.random.key(3), params["unet"], k, 2) for k in trained}
     step = make_step(model.network, settings, trained, *([place] if place else []))
+    state = init_state(lora, settings)
+    if together:
+        step, state = batched(step, over), stack_states(state, together)
     return loop.fit(
         step,
-        init_state(lora, settings),
+        state,
         frozen or {},
         model.params["unet"],
         data,
@@ -241,6 +249,23 @@ def run(
         label="test",
         **options,
     )
+
+
+def test_trajectories_tuned_in_one_step_are_what_each_is_alone(tiny_model, tiny_params, data):
+    anchor = data["anchor"]
+    other = dataclasses.replace(anchor, latents=anchor.latents[:, ::-1], mask=anchor.mask[:, ::-1])
+    pair = {"anchor": jax.tree.map(lambda *x: jnp.stack(x), anchor, other)}
+    # Small steps: AdamW's are of one size, whatever the gradient, and rounding would decide their sign.
+    options = {"trained": ("temporal",), "settings": Settings(learning_rate=1e-4)}
+    both, record = run(tiny_model, tiny_params, pair, 3, together=2, **options)
+    losses = []
+    for i, one in enumerate((anchor, other)):
+        alone, own = run(tiny_model, tiny_params, {"anchor": one}, 3, **options)
+        losses.append(own["last"]["loss_temporal"])
+        for a, b in zip(jax.tree.leaves(both["lora"]), jax.tree.leaves(alone["lora"]), strict=True):
+            np.testing.assert_allclose(a[i], b, atol=2e-5)
+    assert abs(losses[0] - losses[1]) > 1e-3  # they are two tasks
+    assert record["last"]["loss_temporal"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_joint_step_fits_the_same_spatial_lora_as_the_spatial_step(tiny_model, tiny_params, data):

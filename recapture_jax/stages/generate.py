@@ -15,7 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy import ndimage
 
-from recapture_jax import progress
+from recapture_jax import progress, sharding
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
 from recapture_jax.diffusion.karras import karras_sigmas, karras_tail
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise, start_from_video
@@ -29,7 +29,13 @@ FADE = 2.0  # pixels from a hole to where `keep_pixels` takes the anchor alone
 
 
 def generate(
-    model: VideoModel, anchor: Anchor, loras: dict[str, lora_tree.Lora], group, config, seed: int
+    model: VideoModel,
+    anchor: Anchor,
+    loras: dict[str, lora_tree.Lora],
+    group,
+    config,
+    seed: int,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:
     """Samples the re-filmed clip, a longer one than the model sees at once in windows.
 
@@ -40,6 +46,8 @@ def generate(
       group: the `model` group.
       config: the `generate` group.
       seed: of all noise.
+      mesh: devices that share the denoising; None: the first one does it. Encoding and decoding every
+        process does by itself.
 
     Returns:
       Frames `[T, H, W, 3]` float32 in [0, 1].
@@ -47,29 +55,35 @@ def generate(
     Raises:
       InputError: windows that do not advance.
     """
+    mesh = mesh or sharding.one_device()
     num_frames = len(anchor.frames)
     starts, length = tune.windows_of(model, num_frames, group)
     cond = tune.window_conditions(model, anchor, starts, length, config, seed)
     weights = blend_weights(num_frames, length, starts)
     unknown = _unknown_starts(model, anchor, starts, length)
     project = keep_known(model, anchor, config)
-    sampler = _Sampler(model, cond, starts, weights, unknown, config, project)
     noise_keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**21))
     shape = (1, num_frames, *cond.latents.shape[2:])
+    first, second = (jax.random.normal(key, shape) for key in noise_keys)
+
+    base = sharding.shard_weights(model.params["unet"], mesh)
+    shared = (cond, starts, weights, unknown, project, loras, first, second)
+    cond, starts, weights, unknown, project, loras, first, second = sharding.replicate(shared, mesh)
+    sampler = _Sampler(model, mesh, cond, starts, weights, unknown, config, project)
 
     both = lora_tree.combine(*(loras.get(kind) or {} for kind in ("spatial", "temporal")))
-    params = lora_tree.merge(model.params["unet"], both)
     sigmas = karras_sigmas(config.steps, config.sigma_min)
-    x = start_from_noise(jax.random.normal(noise_keys[0], shape), sigmas[0])
-    latents = sampler.run(params, x, sigmas, "sample")
+    x = start_from_noise(first, sigmas[0])
+    latents = sampler.run(lora_tree.merge(base, both), x, sigmas, "sample")
 
     if config.sdedit_sigma > 0:
-        params = lora_tree.merge(model.params["unet"], loras.get("spatial") or {})
+        params = lora_tree.merge(base, loras.get("spatial") or {})
         sigmas = karras_tail(config.sdedit_sigma, config.sdedit_steps)
-        x = start_from_video(latents, jax.random.normal(noise_keys[1], shape), sigmas[0])
+        x = start_from_video(latents, second, sigmas[0])
         latents = sampler.run(params, x, sigmas, "sdedit")
 
-    frames = model.decode(latents[0], config.decode_chunk or num_frames)
+    latents = jnp.asarray(jax.device_get(latents[0]))
+    frames = model.decode(latents, config.decode_chunk or num_frames)
     frames = np.asarray(frames, np.float32)
     return keep_pixels(frames, anchor) if config.keep_pixels else frames
 
@@ -117,22 +131,23 @@ class _Sampler:
     """What all sampling of a clip shares: K windows with their conditioning, batch K."""
 
     model: VideoModel
+    mesh: jax.sharding.Mesh
     cond: Conditioning
-    starts: np.ndarray
-    weights: np.ndarray
-    unknown: np.ndarray
+    starts: jax.Array
+    weights: jax.Array
+    unknown: jax.Array
     config: Any
     project: Partial | None
 
     def run(self, params: dict, x: jax.Array, sigmas: np.ndarray, label: str) -> jax.Array:
-        """x `[1, T, h, w, c]` at `sigmas[0]` to the latents at the end."""
+        """x `[1, T, h, w, c]` at `sigmas[0]` to the latents at the end, on every device."""
         bar = progress.bar(label, len(sigmas) - 1)
         scales = guidance_ramp(
             self.config.min_guidance, self.config.max_guidance, self.weights.shape[1]
         )
         try:
             denoise, scales = self._denoiser(params, scales)
-            return sample_steps(
+            latents = sample_steps(
                 denoise,
                 x,
                 sigmas,
@@ -141,12 +156,14 @@ class _Sampler:
                 project=self.project,
                 callback=lambda *_: bar.update(),
             )
+            return sharding.gather(latents, self.mesh)
         finally:
             bar.close()
 
     def _denoiser(self, params: dict, scales: np.ndarray) -> tuple[Partial, np.ndarray | None]:
         """Of the whole clip, and the scales that are left for the sampler to guide it with."""
         model, guided = self.model, scales.max() > 1.0
+        place = sharding.place_batch(self.mesh)
         tables = []
         for k in range(len(self.starts)):
             cond = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], self.cond)
@@ -154,7 +171,7 @@ class _Sampler:
             both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
             tables.append(model.tables(params, both if guided else cond))
         if len(tables) == 1:
-            return Partial(model.sampling_denoiser, params, tables[0]), scales
-        denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None)
+            return Partial(model.sampling_denoiser(place), params, tables[0]), scales
+        denoise = model.window_denoiser(place, tuple(scales.tolist()) if guided else None)
         tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
         return Partial(denoise, params, tables, self.starts, self.weights, self.unknown), None

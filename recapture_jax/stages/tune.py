@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recapture_jax import progress, sharding
+from recapture_jax import progress, sharding, storage
 from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.diffusion.guidance import Conditioning, unconditional
 from recapture_jax.diffusion.windows import plan_windows
@@ -20,7 +20,15 @@ from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.stages.video_model import VideoModel
 from recapture_jax.tuning import loop
-from recapture_jax.tuning.step import AnchorData, Settings, SourceData, init_state, make_step
+from recapture_jax.tuning.step import (
+    AnchorData,
+    Settings,
+    SourceData,
+    batched,
+    init_state,
+    make_step,
+    stack_states,
+)
 
 CROPS = 2  # random crops of the source beside the whole frames, each with its mirror image
 _SMALLEST_CROP = 0.7
@@ -175,26 +183,45 @@ class Tuner:
         *,
         label: str,
         folder: pathlib.Path | None,
+        mirror: storage.Folder | None = None,
         metrics: progress.Metrics | None,
+        together: int = 0,
     ) -> tuple[dict[str, lora_tree.Lora], dict]:
-        """Fits the LoRAs named in `trained`, resuming from checkpoints in `folder`.
+        """Fits the LoRAs named in `trained`, resuming from checkpoints in `folder`, or in its `mirror`.
+
+        Args:
+          trained: kinds.
+          data: 'source' and 'anchor', as far as they are needed.
+          frozen: LoRAs by kind that are there already.
+          label: of the progress bar and of the metrics' records.
+          folder: of the checkpoints.
+          mirror: see `TrainCheckpoints`.
+          metrics: records of the losses.
+          together: trajectories that are tuned in one step; `data` has them as a leading axis.
 
         Returns:
-          The LoRAs by kind, and the loop's record.
+          The LoRAs by kind, with that axis if there is one, and the loop's record.
         """
         tune = self.config.tune
+        over = None
+        if together and self.mesh.shape["data"] > 1 and together % self.mesh.shape["data"] == 0:
+            over = "data"
         if "anchor" in data:
-            _say_what_is_idle(self.mesh, tune.draws, data["anchor"].latents.shape[1])
+            frames = data["anchor"].latents.shape[-4]
+            used = sharding.devices_used(self.mesh.shape, tune.draws, frames, over)
+            _say_what_is_idle(self.mesh, used, frames)
         numbers = settings(tune, self.model.networks.unet.config.stride)
-        place = sharding.place_batch(self.mesh)
+        place = sharding.place_batch(self.mesh, over)
         step = make_step(self.model.network, numbers, trained, place)
         loras = {kind: self.init(kind) for kind in trained}
         state = init_state(loras, numbers, self.config.seed)
+        if together:
+            step, state = batched(step, over), stack_states(state, together)
         with contextlib.ExitStack() as stack:
             checkpoints = None
             if folder is not None:
                 checkpoints = stack.enter_context(
-                    TrainCheckpoints(folder, tune.checkpoint_every, keep=2)
+                    TrainCheckpoints(folder, tune.checkpoint_every, keep=2, mirror=mirror)
                 )
             state, record = loop.fit(
                 step,
@@ -212,11 +239,9 @@ class Tuner:
         return jax.device_get(state["lora"]), record
 
 
-def _say_what_is_idle(mesh: jax.sharding.Mesh, draws: int, frames: int) -> None:
-    used = sharding.devices_used(mesh.shape, draws, frames)
+def _say_what_is_idle(mesh: jax.sharding.Mesh, used: int, frames: int) -> None:
     if used < mesh.size:
-        slots = mesh.shape["data"] * mesh.shape["fsdp"]
         progress.say(
-            f"tuning uses {used} of {mesh.size} devices: set config.tune.draws={slots} (noise draws of a step), "
-            f"and config.mesh.frames to what divides {frames} frames"
+            f"tuning uses {used} of {mesh.size} devices: set config.mesh.frames to what divides {frames} frames, and "
+            "config.tune.draws (noise draws of a step) to a multiple of the devices left for data and fsdp"
         )

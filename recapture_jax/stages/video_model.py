@@ -15,10 +15,10 @@ from recapture_jax import xla
 from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.diffusion.windows import in_windows
+from recapture_jax.models import zoo
 from recapture_jax.models.image_preprocess import clip_preprocess
 from recapture_jax.models.transformer import TABLES
 from recapture_jax.models.vae import VAE
-from recapture_jax.models.zoo import Networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,17 @@ class VideoModel:
       config: the dictionary the networks were built from.
     """
 
-    networks: Networks
+    networks: zoo.Networks
     params: dict[str, Any]
     config: dict[str, Any]
 
     @property
     def factor(self) -> int:
         return self.networks.vae.config.factor
+
+    def rebuilt(self, dtype, **unet_options) -> "VideoModel":
+        """The same parameters in networks with other options (`zoo.build`)."""
+        return dataclasses.replace(self, networks=zoo.build(self.config, dtype, **unet_options))
 
     def network(self, unet_params: dict, image_only: bool = False, tables: dict | None = None):
         """F(c_in x, c_noise, cond), the raw U-Net, for `edm.precondition`."""
@@ -63,19 +67,26 @@ class VideoModel:
 
     @functools.cached_property
     def sampling_denoiser(self):
-        """`(unet_params, tables, x, sigma, cond) -> x0`: one function per model, so it compiles once."""
+        """`place -> (unet_params, tables, x, sigma, cond) -> x0`.
 
-        def denoise(unet_params, tables, x, sigma, cond):
-            return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
+        One function per model and `place` (`sharding.place_batch`), so it compiles once.
+        """
 
-        return denoise
+        def of(place):
+            def denoise(unet_params, tables, x, sigma, cond):
+                x, cond = place((x, cond), len(x))
+                return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
+
+            return denoise
+
+        return functools.lru_cache(of)
 
     @functools.cached_property
     def window_denoiser(self):
-        """`scales -> windows.in_windows` of the denoiser above, guided by them; likewise one function each."""
+        """`(place, scales) -> windows.in_windows` of the denoiser above, guided by them; likewise one each."""
         scaling = float(self.networks.vae.config.scaling_factor)
         return functools.lru_cache(
-            functools.partial(in_windows, self.sampling_denoiser, scaling=scaling)
+            lambda place, scales: in_windows(self.sampling_denoiser(place), scales, scaling)
         )
 
     def embed_image(self, images: jax.Array) -> jax.Array:

@@ -259,3 +259,34 @@ def make_step(
         return state | {"lora": lora, "opt_state": opt_state, "step": state["step"] + 1}, metrics
 
     return step
+
+
+def batched(step, over: str | None = None):
+    """`step` for R trajectories of one clip at once: `state["lora"]` and `["opt_state"]` and all of `data` have a
+    leading axis R; the base, `frozen`, the seed and the count of steps are those of all.
+
+    Each is tuned as it would be alone, noise included; the base weights are read once for all of them.
+
+    Args:
+      step: from `make_step`.
+      over: axis of the mesh that the trajectories are split over.
+
+    Returns:
+      A step as `make_step` has it, its metrics the means over the trajectories.
+    """
+    axes = {"lora": 0, "opt_state": 0, "step": None, "seed": None}
+    several = jax.vmap(step, in_axes=(axes, None, None, 0), out_axes=(axes, 0), spmd_axis_name=over)
+
+    def run(state: dict, frozen: Mapping, base: Any, data: Mapping):
+        state, metrics = several(state, frozen, base, data)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    return run
+
+
+def stack_states(state: dict, count: int) -> dict:
+    """The state of `count` trajectories that all begin at `state`, for `batched`."""
+    several = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), (state["lora"], state["opt_state"])
+    )
+    return state | dict(zip(("lora", "opt_state"), several, strict=True))

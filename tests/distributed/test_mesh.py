@@ -27,10 +27,15 @@ jax.config.update("jax_disable_most_optimizations", True)  # quicker to compile,
 t.T = 8
 params, records = random_params(), []
 model, data = video_model(params), t.make_data()
+if {together}:
+    data["anchor"] = jax.tree.map(
+        lambda x: np.stack([np.roll(x, i, 1 if x.ndim > 3 else 0) for i in range({together})]), data["anchor"]
+    )
 for draws, shape in {runs!r}:
     mesh = sharding.make_mesh(*shape)
     settings = Settings(draws=draws, frames=8)
-    options = dict(place=sharding.place_batch(mesh), mesh=mesh)
+    over = "data" if {together} and shape[0] > 1 else None
+    options = dict(place=sharding.place_batch(mesh, over), mesh=mesh, together={together}, over=over)
     state, record = t.run(model, params, data, 2, {kinds!r}, settings, **options)
     leaves = jax.tree.leaves(state["lora"])
     assert all(len(leaf.sharding.device_set) == mesh.size for leaf in leaves)
@@ -40,11 +45,11 @@ print(json.dumps(records))
 """
 
 
-def run(folder, runs, kinds) -> list[dict]:
+def run(folder, runs, kinds, together) -> list[dict]:
     """The records of tuning on meshes of eight devices; runs: (draws, mesh) each."""
     here = os.path.dirname(os.path.dirname(__file__))
     paths = [os.path.dirname(here), here]
-    script = _SCRIPT.format(paths=paths, out=str(folder), runs=runs, kinds=kinds)
+    script = _SCRIPT.format(paths=paths, out=str(folder), runs=runs, kinds=kinds, together=together)
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -58,16 +63,17 @@ def leaves(folder, draws, mesh):
 
 
 @pytest.mark.parametrize(
-    "kinds, draws, meshes",
+    "kinds, draws, meshes, together",
     [
-        (("spatial", "temporal"), 8, ((1, 1, 1), (8, 1, 1))),
-        (("temporal",), 4, ((1, 1, 1), (2, 2, 2))),
-        (("temporal",), 1, ((1, 1, 1), (1, 1, 8))),
+        (("spatial", "temporal"), 8, ((1, 1, 1), (8, 1, 1)), 0),
+        (("temporal",), 4, ((1, 1, 1), (2, 2, 2)), 0),
+        (("temporal",), 1, ((1, 1, 1), (1, 1, 8)), 0),
+        (("temporal",), 1, ((1, 1, 1), (4, 1, 2)), 4),
     ],
-    ids=["data", "data-fsdp-frames", "frames"],
+    ids=["data", "data-fsdp-frames", "frames", "trajectories-frames"],
 )
-def test_eight_devices_equal_one_at_an_eighth_of_the_cost(tmp_path, kinds, draws, meshes):
-    one, eight = run(tmp_path, [(draws, mesh) for mesh in meshes], kinds)
+def test_eight_devices_equal_one_at_an_eighth_of_the_cost(tmp_path, kinds, draws, meshes, together):
+    one, eight = run(tmp_path, [(draws, mesh) for mesh in meshes], kinds, together)
     for a, b in zip(*(leaves(tmp_path, draws, mesh) for mesh in meshes), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
     assert eight["flops_per_step"] == pytest.approx(one["flops_per_step"] / 8, rel=0.1)

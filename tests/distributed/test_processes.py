@@ -1,0 +1,99 @@
+"""A run of two processes, four devices each, over gloo: what one process makes, written once, resumed."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_pipeline import configure, home  # noqa: F401 - a fixture
+
+from recapture_jax import cache, pipeline, processes
+from recapture_jax.errors import InputError
+from recapture_jax.lora.export import load_lora
+
+MESH = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.frames": 4}
+
+
+def settings(home, root, **mesh):  # noqa: F811
+    depth = home / "depth-of-four.npy"
+    np.save(depth, np.load(home / "depth.npy")[[0, 1, 2, 2]])
+    changes = {"video.num_frames": 4, "model.window": 4, "generate.max_guidance": 2.0}
+    changes["depth.path"] = str(depth)
+    tune = {"tune.steps": 4, "tune.checkpoint_every": 2, "tune.draws": 2}
+    return configure(home, root, **changes, **tune, **mesh)
+
+
+def two_processes(home, *stop) -> list[subprocess.CompletedProcess]:  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    here = pathlib.Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, here.parent.parent)))
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "worker", str(i), str(port), str(home), *stop],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    done = []
+    for process in started:
+        out, err = process.communicate(timeout=900)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(home):  # noqa: F811
+    """What two processes said that were stopped after a checkpoint, and then that went on."""
+    return two_processes(home, "stop"), two_processes(home)
+
+
+def arrays(root: pathlib.Path, name: str) -> dict:
+    (file,) = root.glob(f"cache/{name}")
+    return cache.load_arrays(file)
+
+
+def test_two_processes_make_what_one_makes(home, runs):  # noqa: F811
+    assert [p.returncode for p in runs[1]] == [0, 0], runs[1][0].stderr + runs[1][1].stderr
+    alone = pipeline.run(settings(home, "alone", **{"mesh.data": 1}))
+    made = [home / root for root in ("outputs0", "alone")]
+    frames = [arrays(root, "result-*/frames.npz")["frames"] for root in made]
+    np.testing.assert_allclose(*frames, atol=2e-4)
+    (folder,) = (p for p in made[0].glob("clip-*") if p.is_dir())
+    for kind in ("spatial", "temporal"):
+        ours, theirs = (
+            load_lora(f / "lora" / f"{kind}.safetensors") for f in (folder, alone.folder)
+        )
+        for name, delta in theirs.items():
+            for part in "ab":
+                # As a whole: AdamW's step of a weight without a gradient is one of rounding.
+                off = np.linalg.norm(ours[name][part] - delta[part])
+                assert off < 1e-3 * np.linalg.norm(delta[part]), name
+
+
+def test_only_the_first_process_writes_and_speaks(home, runs):  # noqa: F811
+    assert not (home / "outputs1").exists()
+    assert "temporal" in runs[1][0].stderr and "temporal" not in runs[1][1].stderr
+
+
+def test_both_go_on_from_the_first_ones_checkpoint(runs):
+    for process in runs[0]:
+        assert process.returncode == 3 and "left after a checkpoint" in process.stdout
+    assert "spatial: resuming at step 2 of 4" in runs[1][0].stderr
+
+
+@pytest.mark.parametrize(
+    "told, says",
+    [(("localhost:1", None, None), "belong together"), (("localhost:1", 2, 2), "expected 0 to 1")]
+    + [((None, None, None), "did not come together")],
+)
+def test_processes_that_cannot_meet_are_refused(told, says):
+    with pytest.raises(InputError, match=says):
+        processes.start(*told)
