@@ -69,12 +69,18 @@ def download(source: Folder, target: pathlib.Path) -> bool:
     if not complete(source):
         return False
     with atomic_folder(target) as copy:
-        for file in source.glob("**/*"):
-            if not file.is_dir() and file.name != _DONE:
-                local = copy / file.relative_to(source)
-                local.parent.mkdir(parents=True, exist_ok=True)
-                local.write_bytes(file.read_bytes())
+        _fetch(source, copy)
+        (copy / _DONE).unlink()
     return True
+
+
+def _fetch(source: Folder, target: pathlib.Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        if path.is_dir():
+            _fetch(path, target / path.name)
+        else:
+            (target / path.name).write_bytes(path.read_bytes())
 
 
 def write_text(path: Folder, text: str) -> None:

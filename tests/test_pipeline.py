@@ -23,8 +23,11 @@ T, H, W, FPS = 5, 90, 70, 12.5  # portrait, not a multiple of anything
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory, tiny_params):
+    return make_home(tmp_path_factory.mktemp("pipeline"), tiny_params)
+
+
+def make_home(folder, params):
     """A folder with a clip, its depth and the tiny model."""
-    folder = tmp_path_factory.mktemp("pipeline")
     y, x = np.mgrid[:H, :W]
     frames = np.stack(
         [
@@ -38,7 +41,7 @@ def home(tmp_path_factory, tiny_params):
     )
     depth = np.where((x - 35) ** 2 + (y - 45) ** 2 < 300, 2.0, 4.0).astype(np.float32)
     np.save(folder / "depth.npy", np.repeat(depth[None], 3, axis=0))
-    write_model(folder / "model", tiny_params)
+    write_model(folder / "model", params)
     return folder
 
 
