@@ -44,12 +44,46 @@ for draws, shape in {runs!r}:
 print(json.dumps(records))
 """
 
+_SAMPLING = """
+import json, sys
+sys.path[:0] = {paths!r}
+import conftest, jax, numpy as np
+from recapture_jax import sharding
+from recapture_jax.config import default_config
+from recapture_jax.diffusion import sampling
+from recapture_jax.stages import generate
+from recapture_jax.stages.anchor import Anchor
+from tiny import random_params, video_model
+jax.config.update("jax_disable_most_optimizations", True)
+step, flops, results = sampling._compiled_step, [], []
+def counted(*args):
+    flops.append(step.lower(*args).compile().cost_analysis()["flops"])
+    return step(*args)
+sampling._compiled_step = counted
+config = default_config("smoke")
+config.model.window, config.generate.sdedit_sigma, config.generate.steps = 8, 0.0, 2
+config.generate.max_guidance, config.generate.known_weight = {guidance}, 0.5
+model = video_model(random_params())
+rng = np.random.default_rng(0)
+frames = rng.random((8, 16, 32, 3), np.float32)
+anchor = Anchor(frames, rng.random(frames.shape[:3]) < 0.9, np.ones(frames.shape[:3], bool), None)
+for shape in {meshes!r}:
+    mesh = sharding.make_mesh(*shape)
+    results.append(generate.generate(model, anchor, {{}}, config.model, config.generate, 0, mesh))
+np.savez({out!r} + "/frames.npz", *results)
+print(json.dumps([flops[0], flops[-1]]))
+"""
+
 
 def run(folder, runs, kinds, together) -> list[dict]:
     """The records of tuning on meshes of eight devices; runs: (draws, mesh) each."""
+    return on_eight_devices(_SCRIPT, out=str(folder), runs=runs, kinds=kinds, together=together)
+
+
+def on_eight_devices(script, **values):
+    """What the script prints last."""
     here = os.path.dirname(os.path.dirname(__file__))
-    paths = [os.path.dirname(here), here]
-    script = _SCRIPT.format(paths=paths, out=str(folder), runs=runs, kinds=kinds, together=together)
+    script = script.format(paths=[os.path.dirname(here), here], **values)
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -77,6 +111,18 @@ def test_eight_devices_equal_one_at_an_eighth_of_the_cost(tmp_path, kinds, draws
     for a, b in zip(*(leaves(tmp_path, draws, mesh) for mesh in meshes), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
     assert eight["flops_per_step"] == pytest.approx(one["flops_per_step"] / 8, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "guidance, meshes",
+    [(1.0, ((1, 1, 1), (1, 1, 8))), (2.0, ((1, 1, 1), (1, 2, 4)))],
+    ids=["frames", "guided-fsdp-frames"],
+)
+def test_sampling_on_eight_devices_equals_one_at_an_eighth_of_the_cost(tmp_path, guidance, meshes):
+    one, eight = on_eight_devices(_SAMPLING, out=str(tmp_path), guidance=guidance, meshes=meshes)
+    with np.load(tmp_path / "frames.npz") as made:
+        np.testing.assert_allclose(made["arr_0"], made["arr_1"], atol=2e-4)
+    assert eight == pytest.approx(one / 8, rel=0.1)
 
 
 def test_full_size_weights_are_split_evenly():
