@@ -1,5 +1,6 @@
 """A run of two processes, four devices each, over gloo: what one process makes, written once, resumed."""
 
+import json
 import os
 import pathlib
 import socket
@@ -23,6 +24,9 @@ def settings(home, root, **mesh):  # noqa: F811
     changes = {"video.num_frames": 4, "model.window": 4, "generate.max_guidance": 2.0}
     changes["depth.path"] = str(depth)
     tune = {"tune.steps": 4, "tune.checkpoint_every": 2, "tune.draws": 2}
+    # In a tiny network some gradients are of rounding alone, and AdamW's first steps are of one size whatever
+    # the gradient: small ones leave the frames comparable.
+    tune["tune.learning_rate"] = 5e-5
     return configure(home, root, **changes, **tune, **mesh)
 
 
@@ -67,15 +71,17 @@ def test_two_processes_make_what_one_makes(home, runs):  # noqa: F811
     frames = [arrays(root, "result-*/frames.npz")["frames"] for root in made]
     np.testing.assert_allclose(*frames, atol=2e-4)
     (folder,) = (p for p in made[0].glob("clip-*") if p.is_dir())
-    for kind in ("spatial", "temporal"):
-        ours, theirs = (
-            load_lora(f / "lora" / f"{kind}.safetensors") for f in (folder, alone.folder)
-        )
-        for name, delta in theirs.items():
-            for part in "ab":
-                # As a whole: AdamW's step of a weight without a gradient is one of rounding.
-                off = np.linalg.norm(ours[name][part] - delta[part])
-                assert off < 1e-3 * np.linalg.norm(delta[part]), name
+    ours, theirs = (load_lora(f / "lora" / "spatial.safetensors") for f in (folder, alone.folder))
+    for name, delta in theirs.items():
+        for part in "ab":
+            off = np.linalg.norm(ours[name][part] - delta[part])
+            assert off < 1e-4 * np.linalg.norm(delta[part]), name
+    losses = [
+        [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+        for f in (folder, alone.folder)
+    ]
+    ours, theirs = ([r[f"loss_{r['stage']}"] for r in each] for each in losses)
+    assert len(ours) == 8 and ours == pytest.approx(theirs, rel=1e-3)
 
 
 def test_only_the_first_process_writes_and_speaks(home, runs):  # noqa: F811
