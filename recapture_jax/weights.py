@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import jax.numpy as jnp
 
 from recapture_jax.checkpoints import restore_safetensors, restore_tree
@@ -39,7 +38,7 @@ def read_config(path: pathlib.Path) -> dict:
 
 
 def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoModel:
-    """Networks and parameters, cast to `dtype`.
+    """Networks and parameters, in `dtype` but for what `zoo.cast_params` keeps.
 
     Raises:
       InputError: for a missing folder, or parameters that do not fit the configuration.
@@ -55,5 +54,4 @@ def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoMo
         params = restore_safetensors(single, shapes)
     else:
         params = {name: restore_tree(path / name, shapes[name]) for name in zoo.COMPONENTS}
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-    return VideoModel(networks, params, config)
+    return VideoModel(networks, zoo.cast_params(params, dtype), config)

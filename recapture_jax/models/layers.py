@@ -119,8 +119,9 @@ class MixFactor(nn.Module):
         factor = self.param("mix_factor", nn.initializers.constant(self.init_value), (1,))
         alpha = jax.nn.sigmoid(factor.astype(jnp.float32))[0]
         alpha = 1.0 - alpha if self.swap else alpha
-        alpha = alpha.astype(spatial.dtype)
-        return alpha * spatial + (1.0 - alpha) * temporal
+        # In float32: near 1, bfloat16 has only every 256th alpha, and the lesser branch would be lost.
+        mixed = alpha * spatial.astype(jnp.float32) + (1.0 - alpha) * temporal.astype(jnp.float32)
+        return mixed.astype(spatial.dtype)
 
 
 def sinusoid(positions: jax.Array, dim: int) -> jax.Array:
@@ -254,7 +255,8 @@ class _DoubleAndConvolve(nn.Module):
         x = x.astype(self.dtype)
 
         def phase(row: int, column: int) -> jax.Array:
-            taps = _summed_taps(_summed_taps(kernel, 0, row), 1, column).astype(self.dtype)
+            taps = kernel.astype(jnp.float32)  # the sums are rounded once
+            taps = _summed_taps(_summed_taps(taps, 0, row), 1, column).astype(self.dtype)
             padding = ((1 - row, row), (1 - column, column))
             out = jax.lax.conv_general_dilated(
                 x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")

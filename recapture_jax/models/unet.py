@@ -157,7 +157,10 @@ class UNet(nn.Module):
             cfg.norm_num_groups,
         )
         embedding = self._embed(timestep, added_time_ids)
-        x = per_frame(conv2d(widths[0], 3, "conv_in", self.dtype), sample.astype(self.dtype))
+        # Float32 at both ends, where there are few channels: noise of sigma 0.02 is below the resolution of a
+        # bfloat16 latent.
+        x = per_frame(conv2d(widths[0], 3, "conv_in", jnp.float32), sample.astype(jnp.float32))
+        x = x.astype(self.dtype)
 
         skips = [x]
         for i, kind in enumerate(cfg.down_block_types):
@@ -194,7 +197,7 @@ class UNet(nn.Module):
 
         norm = GroupNorm(1e-5, cfg.norm_num_groups, name="conv_norm_out")
         x = jax.nn.silu(per_frame(norm, x))
-        return per_frame(conv2d(cfg.out_channels, 3, "conv_out", self.dtype), x).astype(jnp.float32)
+        return per_frame(conv2d(cfg.out_channels, 3, "conv_out", jnp.float32), x)
 
     def _epsilon(self, diffusers: float) -> float:
         return diffusers if self.config.groupnorm_eps == "diffusers" else 1e-5

@@ -61,7 +61,7 @@ class VAEConfig:
         return dataclasses.asdict(self)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """One head as wide as the features, over the pixels of a frame, with a residual."""
 
     implementation: str
@@ -109,7 +109,7 @@ class _EncoderMid(nn.Module):
     def __call__(self, x):
         resnet = (self.features, _EPSILON, self.dtype, self.groups)
         x = ResnetBlock(*resnet, name="resnets_0")(x)
-        x = _Attention(self.attention, self.dtype, self.groups, name="attentions_0")(x)
+        x = Attention(self.attention, self.dtype, self.groups, name="attentions_0")(x)
         return ResnetBlock(*resnet, name="resnets_1")(x)
 
 
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
             x = block(x)
         x = _EncoderMid(widths[-1], self.attention, self.dtype, groups, name="mid_block")(x)
         x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, groups, name="conv_norm_out"), x))
-        return per_frame(conv2d(2 * self.config.latent_channels, 3, "conv_out", self.dtype), x)
+        return per_frame(conv2d(2 * self.config.latent_channels, 3, "conv_out", jnp.float32), x)
 
 
 def _decoder_resnet(features: int, index: int, dtype, groups: int) -> SpatioTemporalResBlock:
@@ -162,7 +162,7 @@ class _DecoderMid(nn.Module):
     def __call__(self, x):
         # diffusers builds `layers` residual blocks but only runs the two around its one attention.
         x = _decoder_resnet(self.features, 0, self.dtype, self.groups)(x)
-        attend = _Attention(self.attention, self.dtype, self.groups, name="attentions_0")
+        attend = Attention(self.attention, self.dtype, self.groups, name="attentions_0")
         if self.layers > 1:
             x = _decoder_resnet(self.features, 1, self.dtype, self.groups)(attend(x))
         elif self.is_initializing():
@@ -221,7 +221,7 @@ class VAE(nn.Module):
     def setup(self):
         self.encoder = Encoder(self.config, self.attention, self.dtype)
         self.decoder = Decoder(self.config, self.attention, self.dtype)
-        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=self.dtype)
+        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.decode(self.encode(images))
@@ -229,7 +229,7 @@ class VAE(nn.Module):
     def posterior(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images `[B, T, H, W, 3]` in [-1, 1] to mean and log-variance `[B, T, h, w, c]`, float32."""
         moments = per_frame(self.quant_conv, self.encoder(images.astype(self.dtype)))
-        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, images: jax.Array) -> jax.Array:

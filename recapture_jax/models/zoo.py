@@ -6,6 +6,7 @@ The dictionary is what a converted model's `config.json` holds:
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ from recapture_jax.models.unet import UNet, UNetConfig
 from recapture_jax.models.vae import VAE, VAEConfig
 
 COMPONENTS = ("unet", "vae", "image_encoder")
+
+# Layers that read or write latents compute in float32 and are stored in it: few parameters, whose rounding no
+# later layer averages out.
+_FLOAT32 = re.compile(r"unet/conv_(in|out)/\w+|vae/(encoder/conv_out|quant_conv)/\w+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,13 @@ def abstract_params(component: str, config: Mapping[str, Any]) -> dict:
     module = getattr(networks, component)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(module.init, key, *_example_inputs(component, networks))["params"]
+
+
+def cast_params(params: Mapping[str, Any], dtype) -> dict[str, Any]:
+    """The parameters of all components as a run in `dtype` holds them."""
+    flat = flatten_dict(params, sep="/")
+    kept = {path: jnp.float32 if _FLOAT32.fullmatch(path) else dtype for path in flat}
+    return unflatten_dict({path: jnp.asarray(x, kept[path]) for path, x in flat.items()}, sep="/")
 
 
 def init_params(component: str, config: Mapping[str, Any], seed: int) -> dict:
