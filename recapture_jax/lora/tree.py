@@ -54,7 +54,8 @@ def merge(params: Mapping[str, Any], lora: Lora, scale: float | jax.Array = 1.0)
     """Parameters with `W + scale * a b`, computed in float32 and cast to the dtype of each kernel.
 
     Returns a new tree that shares all other leaves with `params`. For sampling and export: training
-    through it would form full-rank gradients, `adapter` does not.
+    through it would form full-rank gradients, `adapter` does not. What bfloat16 kernels lose of a delta is below
+    the network's own rounding (experiments/bench/precision.md).
 
     Raises:
       InputError: if a path does not exist in `params`, is no linear layer or has another shape.
