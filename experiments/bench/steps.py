@@ -1,187 +1,233 @@
-"""One LoRA training step and one guided sampling step of the small model: ours against diffusers + peft.
+"""Tuning step, guided sampling step, VAE encode and decode: ours against diffusers + peft.
 
-    python -m experiments.bench.steps            # needs the [test] extra
+    python -m experiments.bench.steps                              # needs the [test] extra
+    python -m experiments.bench.steps --size=mid --reference=compiled --out=mid.md
+    python -m experiments.bench.steps --size=svd --reference=compiled --checkpointing    # GPUs
 
-Both sides hold random weights of the same network in float32 on the same device and are timed in turn, A B A
-B, in one process; the ratio of the medians is what counts. Training: masked v-loss of the temporal rank-16 LoRA on one
-14-frame clip, forward, backward and AdamW. Sampling: one guided Euler step (a batch of two).
+Sizes: "small" is the shipped prior at 14 x 96 x 160 pixels. "mid" is SVD's own classes in narrower, 98 M
+parameters in the U-Net at 14 x 24 x 40 latents and 24 M in the autoencoder at 14 x 128 x 192 pixels.
+"svd" is Stable Video Diffusion itself at 14 x 576 x 1024, for GPUs.
+
+Both sides hold random weights of the same network (the numbers of parameters must agree), in float32 on
+CPUs and bfloat16 on GPUs, get the same inputs and are timed in turn, A B A B, in one process; the ratio of the
+medians is what counts. Parts:
+
+* tune: masked v-loss of the temporal rank-16 LoRA on one clip, forward, backward and AdamW.
+* sample: one guided Euler step (a batch of two).
+* encode, decode: all frames of a clip. Ours encodes frame by frame, the reference all at once.
+
+--reference=compiled puts the reference's networks through torch.compile; --checkpointing recomputes activations
+in the backward pass on both sides. The FLOPs of a call are XLA's count of our program as written (see `ours`) and
+torch's of matrix products and convolutions; beside them stands the rate of one large matrix product.
 """
 
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import os
+import pathlib
+import platform
 import statistics
-import time
+from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments.pretrain_small.architecture import CONFIG, HEIGHT, NUM_FRAMES, WIDTH
-from recapture_jax import xla
-from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp
-from recapture_jax.diffusion.sampling import euler_step
-from recapture_jax.lora import tree as lora_tree
-from recapture_jax.models import zoo
-from recapture_jax.stages.video_model import VideoModel
-from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_step
+from experiments import command
+from experiments.bench.ours import Ours, Program
+from experiments.bench.reference import Reference
+from experiments.bench.roofline import matmul_peak, seconds
+from experiments.bench.sizes import SIZES, Size
+from recapture_jax import preflight
+from recapture_jax.errors import InputError
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each side.")
-_RANK = 16
-
-
-def latent_shape() -> tuple[int, ...]:
-    factor = 2 ** (len(CONFIG["vae"]["block_out_channels"]) - 1)
-    return (1, NUM_FRAMES, HEIGHT // factor, WIDTH // factor, CONFIG["unet"]["out_channels"])
-
-
-def draw(seed: int = 0) -> dict[str, np.ndarray]:
-    """The inputs of both sides."""
-    rng = np.random.default_rng(seed)
-    shape = latent_shape()
-    return {
-        "latents": rng.standard_normal(shape, dtype=np.float32),
-        "noise": rng.standard_normal(shape, dtype=np.float32),
-        "condition": rng.standard_normal(shape, dtype=np.float32),
-        "context": rng.standard_normal(
-            (1, 1, CONFIG["unet"]["cross_attention_dim"]), dtype=np.float32
-        ),
-        "ids": np.array([[6.0, 127.0, 0.02]], np.float32),
-        "mask": rng.random(shape[:-1]) < 0.7,
-    }
+PARTS = {
+    "tune": "LoRA tuning step",
+    "sample": "guided sampling step",
+    "encode": "VAE encode",
+    "decode": "VAE decode",
+}
+_VERSIONS = ("jax", "jaxlib", "torch", "diffusers", "peft")
+# SVD's step in float32: 118 GiB kept for the backward pass (twice memory.md's; XLA:CPU gains nothing
+# by rematerialising), the weights of both sides 12 GiB, and room to work.
+_SVD_ON_CPU = 160 * 2**30
 
 
-def ours(inputs: dict):
-    """(training step, sampling step) as functions without arguments, compiled."""
-    networks = zoo.build(CONFIG)
-    params = jax.tree.map(jnp.asarray, zoo.init_params("unet", CONFIG, 0))
-    model = VideoModel(networks, {"unet": params}, CONFIG)
-    cond = Conditioning(*(jnp.asarray(inputs[n]) for n in ("context", "condition", "ids")))
-    settings = Settings()
-    state = init_state(
-        {"temporal": lora_tree.init(jax.random.key(0), params, "temporal", _RANK)}, settings
-    )
-    data = {"anchor": AnchorData(jnp.asarray(inputs["latents"]), jnp.asarray(inputs["mask"]), cond)}
-    step = xla.jit(make_step(model.network, settings, ("temporal",)), donate_argnums=0)
-    holder = [state]
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One part as measured.
 
-    def train():
-        holder[0], _ = step(holder[0], {}, params, data)
-        jax.block_until_ready(holder[0])
+    Attributes:
+      part: one of `PARTS`.
+      programs, first, times: of our side and of the reference: what ran, seconds of the first call
+        (compilation included) and of each timed call.
+    """
 
-    scales = guidance_ramp(1.0, 3.0, NUM_FRAMES)
+    part: str
+    programs: tuple[Program, Program]
+    first: tuple[float, float]
+    times: tuple[list[float], list[float]]
 
-    @xla.jit
-    def euler(params, x, sigma, sigma_next):
-        return euler_step(model.denoiser(params), x, sigma, sigma_next, 0, cond, guidance=scales)[0]
-
-    x = jnp.asarray(inputs["noise"])
-
-    def sample():
-        euler(params, x, jnp.float32(10.0), jnp.float32(6.0)).block_until_ready()
-
-    return train, sample
+    @property
+    def medians(self) -> tuple[float, float]:
+        ours, theirs = (statistics.median(times) for times in self.times)
+        return ours, theirs
 
 
-def theirs(inputs: dict):
-    """The same with diffusers' U-Net and peft, in eager PyTorch, as their users run it."""
-    import diffusers
-    import peft
-    import torch
+def compare(part: str, sides: Sequence, rounds: int) -> Record:
+    """Builds one part on both sides and times it in turn.
 
-    def build():
-        own = ("groupnorm_eps", "norm_num_groups")
-        known = {k: v for k, v in CONFIG["unet"].items() if k not in own}
-        unet = diffusers.UNetSpatioTemporalConditionModel(**known).requires_grad_(False)
-        for module in unet.modules():
-            if isinstance(module, torch.nn.GroupNorm):
-                module.num_groups = CONFIG["unet"]["norm_num_groups"]
-        return unet
+    Raises:
+        RuntimeError: the sides do not hold the same network.
+    """
+    programs, first = [], []
 
-    torch.manual_seed(0)
-    unet = build()
-    channels_first = (0, 1, 4, 2, 3)
-    video = {
-        n: torch.from_numpy(inputs[n].transpose(channels_first))
-        for n in ("latents", "noise", "condition")
-    }
-    context, ids = torch.from_numpy(inputs["context"]), torch.from_numpy(inputs["ids"])
-    mask = torch.from_numpy(inputs["mask"])[:, :, None].float()
+    def begin(side):
+        programs.append(side.program(part))
+        programs[-1].run()
 
-    def predict(x, sigma, condition, context, ids):
-        scaled = x / (sigma**2 + 1) ** 0.5
-        t = torch.full((len(x),), 0.25 * np.log(sigma))
-        return unet(torch.cat([scaled, condition], 2), t, context, ids).sample
-
-    scale = torch.linspace(1, 3, NUM_FRAMES)[None, :, None, None, None]
-
-    @torch.no_grad()
-    def sample():
-        sigma, after = 10.0, 6.0
-        x = video["noise"]
-        condition = torch.cat([torch.zeros_like(video["condition"]), video["condition"]])
-        both = torch.cat([torch.zeros_like(context), context])
-        v0, v1 = predict(torch.cat([x, x]), sigma, condition, both, torch.cat([ids, ids])).chunk(2)
-        v = v0 + scale * (v1 - v0)
-        x0 = x / (sigma**2 + 1) - sigma / (sigma**2 + 1) ** 0.5 * v
-        return x0 + after / sigma * (x - x0)
-
-    sample()  # before the adapters go in, as theirs would be merged too
-    targets = r".*\.temporal_transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)"
-    plain_sample = sample
-    tuned = build()
-    peft.inject_adapter_in_model(
-        peft.LoraConfig(
-            r=_RANK, lora_alpha=_RANK, init_lora_weights="gaussian", target_modules=targets
-        ),
-        tuned,
-    )
-    trained = [p for n, p in tuned.named_parameters() if "lora_" in n]
-    for p in trained:
-        p.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=1e-2)
-
-    def train():
-        sigma = float(np.exp(0.7))
-        noise = torch.randn_like(video["latents"])
-        x = video["latents"] + sigma * noise
-        target = (noise - sigma * video["latents"]) / (sigma**2 + 1) ** 0.5
-        t = torch.full((1,), 0.25 * np.log(sigma))
-        scaled = x / (sigma**2 + 1) ** 0.5
-        v = tuned(torch.cat([scaled, video["condition"]], 2), t, context, ids).sample
-        loss = (mask * (v - target) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return train, plain_sample
+    for side in sides:
+        first.append(seconds(lambda side=side: begin(side)))
+    sizes = [program.parameters for program in programs]
+    if sizes[0] != sizes[1]:
+        raise RuntimeError(f"{part}: parameters (all, trained) differ: {sizes}")
+    times = ([], [])
+    for _ in range(rounds):
+        for program, found in zip(programs, times, strict=True):
+            found.append(seconds(program.run))
+    return Record(part, tuple(programs), tuple(first), times)
 
 
-def seconds(function) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+def table(records: Sequence[Record], peak: float) -> str:
+    """Markdown; `peak` FLOP/s of a matrix product."""
+    lines = [
+        "| part | ours, s | diffusers + peft, s | ratio | GFLOP ours / theirs "
+        "| GFLOP/s ours / theirs | of the matmul's, % | first call, s |",
+        "|---" * 8 + "|",
+    ]
+    for r in records:
+        work = [program.flops for program in r.programs]
+        rates = [flops / median for flops, median in zip(work, r.medians, strict=True)]
+        spans = [
+            f"{median:.3f} ({min(times):.3f} to {max(times):.3f})"
+            for median, times in zip(r.medians, r.times, strict=True)
+        ]
+        cells = [
+            PARTS[r.part],
+            *spans,
+            f"{r.medians[1] / r.medians[0]:.2f}",
+            _pair(work, 1e-9),
+            _pair(rates, 1e-9),
+            _pair(rates, 100 / peak),
+            f"{r.first[0]:.1f} / {r.first[1]:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def main(argv) -> None:
-    del argv
-    inputs = draw()
-    sides = {"ours": ours(inputs), "diffusers + peft": theirs(inputs)}
-    print(
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, latents {latent_shape()}"
-    )
-    for index, what in enumerate(("LoRA training step", "guided sampling step")):
-        for name, functions in sides.items():
-            print(f"{what}, {name}: first call {seconds(functions[index]):.1f} s", flush=True)
-            functions[index]()
-        times = {name: [] for name in sides}
-        for _ in range(_ROUNDS.value):
-            for name, functions in sides.items():
-                times[name].append(seconds(functions[index]))
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        line = ", ".join(f"{name} {median:.3f} s" for name, median in medians.items())
-        print(
-            f"{what}: {line}; ratio {medians['diffusers + peft'] / medians['ours']:.2f}", flush=True
+def _pair(values: Sequence[float], unit: float) -> str:
+    return " / ".join("?" if math.isnan(v) else f"{v * unit:.0f}" for v in values)
+
+
+def machine() -> str:
+    """Device, versions and date in a line."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.default_backend() == "cpu":
+        device = f"{_cpu()}, {os.cpu_count()} cores"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
+    return f"{device}; {versions}; {datetime.date.today().isoformat()}"
+
+
+def _cpu() -> str:
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def report(
+    size: Size, about: str, parts: Sequence[str], sides: Sequence, rounds: int, peak: Mapping
+) -> str:
+    """Measures; the whole text, Markdown."""
+    records = []
+    for part in parts:
+        records.append(compare(part, sides, rounds))
+        line = ", ".join(f"{t:.3f} s" for t in records[-1].medians)
+        print(f"{PARTS[part]}: {line}", flush=True)
+    what = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    shape = " x ".join(str(n) for n in (size.frames, *size.latents))
+    pixels = " x ".join(str(n) for n in (size.frames, *size.pixels))
+    counts = {r.part: r.programs[0].parameters[0] for r in records}
+    held = {"U-Net": counts.get("tune") or counts.get("sample")}
+    held["autoencoder"] = counts.get("encode") or counts.get("decode")
+    holds = ", ".join(f"{name} of {n:,} parameters" for name, n in held.items() if n)
+    notes = [side.failure for side in sides if getattr(side, "failure", None)]
+    rates = ", ".join(f"{rate / 1e9:.0f} by {name}" for name, rate in peak.items())
+    lines = [
+        f"{about}: {holds}; U-Net on {shape} latents, autoencoder on {pixels} pixels, {what}.",
+        machine() + ".",
+        f"One large matrix product: {rates} GFLOP/s. Median of {rounds} rounds in turn (range).",
+        *notes,
+    ]
+    return "\n".join([*lines, "", table(records, max(peak.values()))])
+
+
+def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag, or a file that is already there.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    flags.DEFINE_enum("size", "small", list(SIZES), "of networks and clip, see above", **own)
+    flags.DEFINE_list("parts", list(PARTS), "what to measure", **own)
+    flags.DEFINE_enum("reference", "eager", ["eager", "compiled"], "torch.compile or not", **own)
+    flags.DEFINE_bool("checkpointing", False, "recompute activations, both sides", **own)
+    flags.DEFINE_integer("rounds", 5, "timed calls of each side", lower_bound=1, **own)
+    command.define_path("out", None, "Markdown file to write as well", values)
+    given = command.parse(values, arguments, __doc__)
+    unknown = [part for part in given.parts if part not in PARTS]
+    if unknown or not given.parts:
+        raise InputError(f"--parts={','.join(given.parts)}: expected some of {','.join(PARTS)}")
+    if given.out and given.out.exists():
+        raise InputError(f"--out: {given.out} is there already: name another file")
+    return given
+
+
+def check_memory(size: str) -> None:
+    """
+    Raises:
+        InputError: full size on a CPU that has no room for it.
+    """
+    free = preflight.device_memory()
+    if size == "svd" and jax.default_backend() == "cpu" and free < _SVD_ON_CPU:
+        raise InputError(
+            f"--size=svd on a CPU takes about {_SVD_ON_CPU / 2**30:.0f} GiB of memory, "
+            f"{free / 2**30:.0f} GiB are free: take a GPU or --size=mid"
         )
 
 
+def main(given: flags.FlagValues) -> str:
+    """Measures, writes the file asked for and returns its text."""
+    # Both sides live on one device: jax would take most of its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    check_memory(given.size)
+    size, compiled = SIZES[given.size], given.reference == "compiled"
+    sides = (
+        Ours(size, given.checkpointing),
+        Reference(size, compiled, given.checkpointing),
+    )
+    extra = ", checkpointing" if given.checkpointing else ""
+    about = f"Size {given.size}, reference {given.reference}{extra}"
+    text = report(size, about, given.parts, sides, given.rounds, matmul_peak())
+    if given.out:
+        given.out.write_text(text + "\n")
+    return text
+
+
 if __name__ == "__main__":
-    app.run(main)
+    command.main(lambda: main(parse()))
