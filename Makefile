@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test parity-full lint format bench smoke clean
+.PHONY: demo test parity-full lint format bench bench-mid smoke clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m recapture_jax.main --config=configs/orbit.py
@@ -29,6 +29,10 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m experiments.bench.steps
+
+# About 100 M parameters, against compiled PyTorch.
+bench-mid: $(VENV)/.test
+	$(BIN)/python -m experiments.bench.steps --size=mid --reference=compiled
 
 $(VENV)/.base: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
