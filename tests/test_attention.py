@@ -114,6 +114,20 @@ def test_auto_follows_platform_dtype_and_shape(monkeypatch, platform, dtype, sma
     assert platform != "tpu" or module._choose(queries[1], cross) != "flash"
 
 
+def test_auto_keeps_to_the_cache_of_a_cpu(monkeypatch):
+    queries = jax.ShapeDtypeStruct((14, 960, 1, 64), jnp.float32)  # 12 M logits
+    assert module._choose(queries, queries) == "chunked"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert module._choose(queries, queries) == "xla"
+
+
+def test_blocks_are_even():
+    """1536 queries of which 1092 would fill a chunk: two blocks of 768, not 1092 and a padded 444."""
+    q = jax.ShapeDtypeStruct((1, 1536, 5, 64), jnp.float32)
+    text = str(jax.make_jaxpr(module._chunked)(q, q, q))
+    assert "f32[1,768,5,64]" in text and "1092" not in text
+
+
 # Rows that fill no block, narrow and wide heads.
 @pytest.mark.parametrize(
     "tokens, keys, dim, dtype, tolerance",
