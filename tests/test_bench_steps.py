@@ -74,6 +74,7 @@ def test_both_sides_run_the_same_network(part):
 def test_different_networks_are_no_comparison():
     class Side:
         def __init__(self, parameters):
+            self.name = "a side"
             self.program = lambda part: Program(lambda: None, (parameters, 0), 1.0)
 
     with pytest.raises(RuntimeError, match="parameters"):

@@ -61,7 +61,7 @@ class Record:
     Attributes:
       part: one of `PARTS`.
       programs, first, times: of our side and of the reference: what ran, seconds of the first call
-        (compilation included) and of each timed call.
+        (building and compiling included) and of each timed call.
     """
 
     part: str
@@ -89,6 +89,7 @@ def compare(part: str, sides: Sequence, rounds: int) -> Record:
 
     for side in sides:
         first.append(seconds(lambda side=side: begin(side)))
+        print(f"{PARTS[part]}, {side.name}: ready in {first[-1]:.0f} s", flush=True)
     sizes = [program.parameters for program in programs]
     if sizes[0] != sizes[1]:
         raise RuntimeError(f"{part}: parameters (all, trained) differ: {sizes}")
