@@ -124,7 +124,7 @@ def test_sampling_with_tables_of_the_doubled_batch(tiny_model, params):
 
     @jax.jit
     def guided(params, tables, x, cond):
-        denoise = functools.partial(tiny_model.sampling_denoiser, params, tables)
+        denoise = functools.partial(tiny_model.sampling_denoiser(), params, tables)
         return with_guidance(denoise, scales)(x, sigma, cond)
 
     assert rel(guided(params, tables, x, cond), expected) <= TOLERANCE

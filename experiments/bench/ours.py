@@ -94,7 +94,7 @@ class Ours:
 
         @xla.jit
         def step(params, tables, x, sigma, sigma_next):
-            denoise = Partial(self.model.sampling_denoiser, params, tables)
+            denoise = Partial(self.model.sampling_denoiser(), params, tables)
             return euler_step(denoise, x, sigma, sigma_next, 0, cond, guidance=scales)[0]
 
         args = (params, tables, self.inputs["noise"], jnp.float32(10.0), jnp.float32(6.0))

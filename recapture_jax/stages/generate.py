@@ -172,6 +172,6 @@ class _Sampler:
             tables.append(model.tables(params, both if guided else cond))
         if len(tables) == 1:
             return Partial(model.sampling_denoiser(place), params, tables[0]), scales
-        denoise = model.window_denoiser(place, tuple(scales.tolist()) if guided else None)
+        denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None, place)
         tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
         return Partial(denoise, params, tables, self.starts, self.weights, self.unknown), None

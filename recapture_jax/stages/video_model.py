@@ -67,14 +67,15 @@ class VideoModel:
 
     @functools.cached_property
     def sampling_denoiser(self):
-        """`place -> (unet_params, tables, x, sigma, cond) -> x0`.
+        """`place=None -> (unet_params, tables, x, sigma, cond) -> x0`.
 
-        One function per model and `place` (`sharding.place_batch`), so it compiles once.
+        One function per model and `place` (`sharding.place_batch`; None: nowhere), so it compiles once.
         """
 
-        def of(place):
+        def of(place=None):
             def denoise(unet_params, tables, x, sigma, cond):
-                x, cond = place((x, cond), len(x))
+                if place is not None:
+                    x, cond = place((x, cond), len(x))
                 return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
 
             return denoise
@@ -83,10 +84,10 @@ class VideoModel:
 
     @functools.cached_property
     def window_denoiser(self):
-        """`(place, scales) -> windows.in_windows` of the denoiser above, guided by them; likewise one each."""
+        """`(scales, place=None) -> windows.in_windows` of the denoiser above, guided by them; likewise one each."""
         scaling = float(self.networks.vae.config.scaling_factor)
         return functools.lru_cache(
-            lambda place, scales: in_windows(self.sampling_denoiser(place), scales, scaling)
+            lambda scales, place=None: in_windows(self.sampling_denoiser(place), scales, scaling)
         )
 
     def embed_image(self, images: jax.Array) -> jax.Array:

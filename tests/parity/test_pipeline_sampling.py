@@ -147,7 +147,7 @@ def sample(model, cond, noise):
     sigmas = karras_sigmas(STEPS)
     both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
     params = model.params["unet"]
-    denoise = Partial(model.sampling_denoiser, params, model.tables(params, both))
+    denoise = Partial(model.sampling_denoiser(), params, model.tables(params, both))
     x = start_from_noise(jnp.asarray(noise), sigmas[0])
     return sample_steps(denoise, x, sigmas, cond, guidance=guidance_ramp(1.0, 3.0, FRAMES))
 
