@@ -1,25 +1,32 @@
-"""Does it fit? The memory of each stage of a run, from shapes alone, before any work starts.
+"""Does it fit, and how long will it take? Each stage of a run, from shapes alone, before any work starts.
 
 What a tuning step keeps from its forward to its backward pass is counted by tracing that very step. What else
 is alive at a time is a number of the largest activations, taken from XLA:CPU's plans of Stable Video Diffusion at
 14 x 256 x 384 and 14 x 576 x 1024 in float32: for tuning those in memory.md of `experiments/bench`, for the rest
 compiled the same way by a script that was not kept. In bfloat16 three quarters of it are counted, since norms and
 softmax stay float32. No plan of a GPU or TPU was at hand to check it.
+
+Time is matrix products and convolutions, counted in the trace, over what the device does in a large matrix product,
+times the share of it that each stage reached in `experiments.bench.steps` on two CPU cores; compilation comes on top.
 """
 
 import dataclasses
+import functools
+import json
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from recapture_jax import progress, sharding
+from recapture_jax import cost, progress, sharding
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models import zoo
+from recapture_jax.models.vae import VAE
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.video_model import VideoModel
 from recapture_jax.tuning import memory
@@ -29,6 +36,8 @@ GIB = 2**30
 # Activations alive at once, as float32 `[T, h, w, C0]` of the U-Net or `[H, W, C0]` of the decoder's last level.
 _TUNE_UNITS, _SAMPLE_UNITS, _DECODE_UNITS, _ENCODE_UNITS = 46.0, 27.5, 7.5, 3.1
 _ATTENTION = 0.75 * GIB  # blocks of logits, at most
+# Of a large matrix product's rate.
+_EFFICIENCY = {"encode": 0.55, "tune": 0.36, "sample": 0.54, "decode": 0.45}
 _SHARES = {"none": 0.7, "dots": 0.7, "full": 0.9}
 """Of a device's memory that a plan may take: rematerialising costs a third of the speed, running out all of it."""
 
@@ -54,12 +63,14 @@ class Plan:
     decode_chunk: int
     needs: tuple[Need, ...]
     limit: int
+    seconds: dict[str, float]
 
     def report(self) -> dict[str, Any]:
         """For run.json, in GiB."""
         stages = {n.stage: round(n.total / GIB, 3) for n in self.needs}
         chosen = {"remat": self.remat, "decode_chunk": self.decode_chunk}
-        return chosen | {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}
+        chosen |= {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}
+        return chosen | {"expected_seconds": {k: round(v, 1) for k, v in self.seconds.items()}}
 
 
 def device_memory() -> int:
@@ -104,6 +115,9 @@ class Estimate:
         self._weights = memory.nbytes(self._params)
         self.networks = zoo.build(model_config, dtype)
         self.latent = tuple(side // self.networks.vae.config.factor for side in size)
+        self.tune, self.operations = (  # what has to be traced
+            functools.cache(method) for method in (self.tune, self.operations)
+        )
 
     def tune(self, remat: str, together: int = 1) -> Need:
         """One step of the temporal LoRA, the larger of the two, on one device of the mesh.
@@ -145,6 +159,46 @@ class Estimate:
             int(self._share() * _ENCODE_UNITS * self._pixels()),
         )
 
+    def operations(self, remat: str) -> dict[str, float]:
+        """FLOPs of each stage of the run on one device."""
+        tune, generate = self.config.tune, self.config.generate
+        networks = zoo.build(self.model_config, self.dtype, attention="xla")
+        model = VideoModel(networks, self._params, self.model_config)
+        latents, cond = self._window_shapes(1)
+        sigma = jax.ShapeDtypeStruct((), jnp.float32)
+        unet = self._params["unet"]
+        forward = cost.flops(
+            lambda unet, x, sigma, cond: model.denoiser(unet)(x, sigma, cond),
+            *(unet, latents, sigma, cond),
+        )
+        frame = jax.ShapeDtypeStruct((1, 1, *self.size, 3), jnp.float32)
+        chunk = jax.ShapeDtypeStruct((1, 1, *latents.shape[2:]), jnp.float32)
+        apply = functools.partial(_apply, networks.vae)
+        encode = cost.flops(functools.partial(apply, VAE.encode), self._params["vae"], frame)
+        decode = cost.flops(functools.partial(apply, VAE.decode), self._params["vae"], chunk)
+
+        # Forward and the gradients of activations; weights have none but for the LoRAs.
+        step = forward * (3.0 if remat == "full" else 2.0)
+        sides = [
+            window_side(n, tune_stage.settings(tune, networks.unet.config.stride))
+            for n in self.latent
+        ]
+        temporal = step * tune.draws * math.prod(sides) / math.prod(self.latent)
+        spatial = step * tune.frames_per_step / self.length
+        tuning = tune.steps * (
+            temporal * (tune.temporal_weight > 0) / self._devices(tune.draws)
+            + spatial * (tune.spatial_weight > 0)
+        )
+        versions = 2 * (1 + tune_stage.CROPS) if tune.augment else 1  # of the source
+        clips = 2 if max(generate.min_guidance, generate.max_guidance) > 1.0 else 1
+        steps = generate.steps + (generate.sdedit_sigma > 0) * generate.sdedit_steps
+        return {
+            "encode": encode * self.frames * (1 + versions),
+            "tune": tuning,
+            "sample": forward * clips * steps * self.windows / self._devices(clips),
+            "decode": decode * self.frames,
+        }
+
     def _elsewhere(self) -> int:
         """Bytes of weights that only other devices of the mesh hold."""
         unet = memory.nbytes(self._params["unet"])
@@ -178,18 +232,31 @@ class Estimate:
             return init_state({"temporal": lora}, numbers)
 
         state = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
-        unet = self.networks.unet.config
-        grid = (self.windows, self.length, *self.latent)
-        latents = jax.ShapeDtypeStruct((*grid, unet.out_channels), jnp.float32)
-        shape = (self.windows, 1, unet.cross_attention_dim)
-        ids = unet.projection_class_embeddings_input_dim // unet.addition_time_embed_dim
-        cond = Conditioning(
-            jax.ShapeDtypeStruct(shape, jnp.float32),
-            latents,
-            jax.ShapeDtypeStruct((self.windows, ids), jnp.float32),
-        )
-        mask = jax.ShapeDtypeStruct(grid, jnp.bool_)
+        latents, cond = self._window_shapes(self.windows)
+        mask = jax.ShapeDtypeStruct(latents.shape[:-1], jnp.bool_)
         return state, {"anchor": AnchorData(latents, mask, cond)}
+
+    def _window_shapes(self, count: int) -> tuple[jax.ShapeDtypeStruct, Conditioning]:
+        """Latents and conditioning of so many windows of the clip."""
+        unet = self.networks.unet.config
+        ids = unet.projection_class_embeddings_input_dim // unet.addition_time_embed_dim
+        shapes = [
+            (count, 1, unet.cross_attention_dim),
+            (count, self.length, *self.latent, unet.out_channels),
+            (count, ids),
+        ]
+        cond = Conditioning(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+        return cond.latents, cond
+
+
+def _apply(module, method, params, x):
+    return module.apply({"params": params}, x, method=method)
+
+
+@functools.lru_cache(maxsize=2)
+def _estimate(model_config: str, config: str, dtype, frames: int, size) -> Estimate:
+    """One for all runs of a process that are alike but for their clip and move; both given as JSON."""
+    return Estimate(json.loads(model_config), ConfigDict(json.loads(config)), dtype, frames, size)
 
 
 def plan(
@@ -213,7 +280,11 @@ def plan(
         InputError: it does not fit; with the numbers, and what to lower.
     """
     limit = device_memory() if limit is None else limit
-    estimate = Estimate(model_config, config, dtype, frames, size)
+    groups = {
+        name: config[name].to_dict() for name in ("model", "lora", "tune", "generate", "mesh")
+    }
+    shared = json.dumps(model_config), json.dumps(groups)
+    estimate = _estimate(*shared, jnp.dtype(dtype), frames, tuple(size))
     tried = {}
     for remat in _remat_choices(config.model.remat):
         tried[remat] = estimate.tune(remat, together)
@@ -224,7 +295,9 @@ def plan(
         chunk -= 1
     needs = (estimate.encode(), tried[remat], estimate.sample(), estimate.decode(chunk))
     given = config.generate.decode_chunk
-    found = Plan(remat, given if chunk >= (given or frames) else chunk, needs, limit)
+    rate = cost.matmul_rate(estimate.dtype)
+    seconds = {k: n / (rate * _EFFICIENCY[k]) for k, n in estimate.operations(remat).items()}
+    found = Plan(remat, given if chunk >= (given or frames) else chunk, needs, limit, seconds)
     _say(found, config)
     for need in needs:
         if need.total > _SHARES["full"] * limit:
@@ -247,6 +320,14 @@ def _say(found: Plan, config) -> None:
     if found.decode_chunk != config.generate.decode_chunk:
         text += f"; decoding {found.decode_chunk} frames at once, or all would not fit"
     progress.say(text)
+    parts = ", ".join(f"{k} {_duration(v)}" for k, v in found.seconds.items())
+    progress.say(
+        f"time: about {_duration(sum(found.seconds.values()))} ({parts}), compilation and depth apart"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(1, round(seconds))} s"
 
 
 def _refusal(need: Need, found: Plan, config, frames: int, size) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tiny import CONFIG
 
 from experiments.bench.memory import KEEP_BARRIERS
-from recapture_jax import preflight
+from recapture_jax import cost, preflight
 from recapture_jax.config import default_config
 from recapture_jax.errors import InputError
 from recapture_jax.models import zoo
@@ -111,3 +111,40 @@ def test_a_mesh_shares_draws_frames_and_weights(tiny_estimate):
     )
     assert many.tune("full").working == pytest.approx(one.working / 2, rel=0.2)
     assert many.tune("full").weights < one.weights
+
+
+def test_operations_are_those_of_xla():
+    """Against the count of the compiler for the program as it is written, loops apart."""
+
+    def program(x, kernel, w):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.checkpoint(lambda y: jnp.einsum("bhwc,cd->bhwd", y, w))(y)
+
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 8, 8, 6), (3, 3, 6, 10), (10, 7))]
+    exact = 2 * 2 * 4 * 4 * (9 * 6 * 10 + 10 * 7)
+    assert cost.flops(program, *args) == exact
+    x = jax.ShapeDtypeStruct((5, 4, 4), jnp.float32)
+    assert cost.flops(lambda x: jax.lax.map(lambda a: a @ a, x), x) == 5 * 2 * 4**3
+    pick = jax.ShapeDtypeStruct((), jnp.bool_)
+    either = lambda p, a: jax.lax.cond(p, lambda a: a @ a @ a, lambda a: a, a)  # noqa: E731
+    assert cost.flops(either, pick, jax.ShapeDtypeStruct((4, 4), jnp.float32)) == 2 * 2 * 4**3
+
+
+def test_expected_time_follows_the_work(tiny_estimate, capsys):
+    once = tiny_estimate.operations("none")
+    assert once["tune"] < tiny_estimate.operations("full")["tune"]
+    twice = default_config("small")
+    twice.lora.rank, twice.tune.window = 4, 1
+    twice.tune.steps *= 2
+    twice.generate.steps, twice.generate.sdedit_steps = 4, 2
+    twice.generate.max_guidance = 2.0
+    args = (CONFIG | {"num_frames": FRAMES}, twice, jnp.float32)
+    found = preflight.Estimate(*args, FRAMES, SIZE).operations("none")
+    assert found["tune"] == pytest.approx(2 * once["tune"])
+    assert found["sample"] == pytest.approx(4 * once["sample"])
+    assert found["decode"] == once["decode"] and found["encode"] == once["encode"]
+    report = preflight.plan(*args, FRAMES, SIZE, limit=64 * GIB).report()
+    assert set(report["expected_seconds"]) == {"encode", "tune", "sample", "decode"}
+    assert "time: about" in capsys.readouterr().err

@@ -28,9 +28,9 @@ t.T = 8
 params, records = random_params(), []
 model, data = video_model(params), t.make_data()
 if {together}:
-    data["anchor"] = jax.tree.map(
-        lambda x: np.stack([np.roll(x, i, 1 if x.ndim > 3 else 0) for i in range({together})]), data["anchor"]
-    )
+    def several(x):
+        return np.stack([np.roll(x, i, 1 if x.ndim > 3 else 0) for i in range({together})])
+    data = dict(anchor=jax.tree.map(several, data["anchor"]))
 for draws, shape in {runs!r}:
     mesh = sharding.make_mesh(*shape)
     settings = Settings(draws=draws, frames=8)
