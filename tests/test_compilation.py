@@ -1,6 +1,8 @@
 """Programs are compiled once per shape: counted by JAX's own events, from its cache on disk."""
 
 import collections
+import pathlib
+import re
 
 import jax
 import pytest
@@ -8,6 +10,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_pipeline import configure, home  # noqa: F401  a fixture
 
 from recapture_jax import pipeline
+from recapture_jax.config import default_config
+from recapture_jax.video.resize import fit_size
 
 
 @pytest.fixture
@@ -46,3 +50,15 @@ def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noq
     again.output.compilation_cache = True
     assert set(pipeline.run(again).stages.values()) == {"computed"}
     assert events["cache_hits"] > 10 and events["cache_misses"] == 0
+
+
+def test_the_documented_sizes_are_those_of_runs():
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "performance.md").read_text()
+    rows = re.findall(r"^\| (\d+)x(\d+) \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    assert len(rows) >= 8
+    small = default_config("small").video
+    assert (small.short_side, small.multiple) == (96, 32)
+    for width, height, *told in rows:
+        for size, (side, multiple) in zip(told, ((576, 64), (320, 64), (96, 32)), strict=True):
+            fitted = fit_size(int(height), int(width), short_side=side, multiple=multiple)
+            assert size == "x".join(map(str, fitted))

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from experiments.bench.sizes import RANK, Size
-from recapture_jax import xla
+from recapture_jax import cost, xla
 from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
 from recapture_jax.diffusion.sampling import euler_step
 from recapture_jax.lora import tree as lora_tree
@@ -27,7 +27,7 @@ class Program:
     Attributes:
       run: does the work once and returns when the device has finished.
       parameters: of the network, and trained ones (0 where nothing is trained).
-      flops: of one call; NaN where unknown.
+      flops: of one call.
     """
 
     run: Callable[[], None]
@@ -38,9 +38,8 @@ class Program:
 class Ours:
     """Programs of one size in bfloat16 on accelerators and float32 on CPUs.
 
-    FLOPs are XLA's count of the program as written. It leaves out fused attention kernels and counts
-    the body of a loop once: the frames of the encoder, which are put right, and chunked attention,
-    which is not.
+    FLOPs are those of matrix products and convolutions, as the reference counts its own; fused attention
+    kernels are left out.
     """
 
     name = "ours"
@@ -58,13 +57,8 @@ class Ours:
 
     @functools.cached_property
     def model(self) -> VideoModel:
-        params = {
-            name: jax.tree.map(
-                lambda x: jnp.asarray(x, self.dtype), zoo.init_params(name, self.size.config, 0)
-            )
-            for name in ("unet", "vae")
-        }
-        return VideoModel(self.networks, params, self.size.config)
+        params = {n: zoo.init_params(n, self.size.config, 0) for n in ("unet", "vae")}
+        return VideoModel(self.networks, zoo.cast_params(params, self.dtype), self.size.config)
 
     @property
     def cond(self) -> Conditioning:
@@ -75,15 +69,16 @@ class Ours:
         lora = lora_tree.init(jax.random.key(0), params, "temporal", RANK)
         state = init_state({"temporal": lora}, settings)
         data = {"anchor": AnchorData(self.inputs["latents"], self.inputs["mask"], self.cond)}
-        step = xla.jit(make_step(self.model.network, settings, ("temporal",)), donate_argnums=0)
-        lowered = step.lower(state, {}, params, data)
-        compiled, holder = lowered.compile(), [state]
+        step = make_step(self.model.network, settings, ("temporal",))
+        work = cost.flops(step, state, {}, params, data)
+        compiled = xla.jit(step, donate_argnums=0).lower(state, {}, params, data).compile()
+        holder = [state]
 
         def run():
             holder[0], _ = compiled(holder[0], {}, params, data)
             jax.block_until_ready(holder[0])
 
-        return Program(run, (count(params), count(lora)), flops(lowered))
+        return Program(run, (count(params), count(lora)), work)
 
     def _sample(self) -> Program:
         """A guided Euler step with the constants of the sampling run computed before, as in a run."""
@@ -92,25 +87,22 @@ class Ours:
         tables = self.model.tables(params, both)
         scales = guidance_ramp(1.0, 3.0, self.size.frames)
 
-        @xla.jit
         def step(params, tables, x, sigma, sigma_next):
             denoise = Partial(self.model.sampling_denoiser(), params, tables)
             return euler_step(denoise, x, sigma, sigma_next, 0, cond, guidance=scales)[0]
 
         args = (params, tables, self.inputs["noise"], jnp.float32(10.0), jnp.float32(6.0))
-        lowered = step.lower(*args)
-        compiled = lowered.compile()
+        compiled = xla.jit(step).lower(*args).compile()
         return Program(
-            lambda: compiled(*args).block_until_ready(), (count(params), 0), flops(lowered)
+            lambda: compiled(*args).block_until_ready(), (count(params), 0), cost.flops(step, *args)
         )
 
     def _encode(self) -> Program:
         params, video = self.model.params["vae"], self.inputs["video"].astype(self.dtype)
-        one = self.model._encode.lower(params, video[:1])
         return Program(
             lambda: self.model.encode(video).block_until_ready(),
             (count(params), 0),
-            len(video) * flops(one),
+            cost.flops(self.model._encode, params, video),
         )
 
     def _decode(self) -> Program:
@@ -118,15 +110,10 @@ class Ours:
         return Program(
             lambda: self.model.decode(codes, len(codes)).block_until_ready(),
             (count(params), 0),
-            flops(self.model._decode.lower(params, codes)),
+            cost.flops(self.model._decode, params, codes),
         )
 
 
 def count(tree) -> int:
     """Parameters of a tree."""
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
-
-
-def flops(lowered: jax.stages.Lowered) -> float:
-    """By XLA's analysis of the program before it is optimised; NaN if the backend has none."""
-    return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
