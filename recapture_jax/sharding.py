@@ -146,6 +146,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def gather(x: jax.Array, mesh: Mesh) -> jax.Array:
     """An array that lies on the mesh in parts, whole on every device."""
+    if mesh.size == 1:
+        return x
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(x)
 
 

@@ -8,7 +8,6 @@ given the float32 network's own activations (rounded, for "all"), so its error i
 the layers before it; modules run operation by operation, so that every rounding of the program takes place.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import functools
@@ -17,17 +16,17 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import linen as nn
 from jax.tree_util import Partial
 
 from experiments import command
+from experiments.bench.probes import Errors, at, cast, error, probed, psnr, share
 from recapture_jax import config as configuration
 from recapture_jax import weights, xla
 from recapture_jax.diffusion import edm
@@ -37,7 +36,7 @@ from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
 from recapture_jax.first_stage import FirstStage
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.lora.adapter import adapters
-from recapture_jax.models import layers, resnet, transformer, vae, zoo
+from recapture_jax.models import vae, zoo
 from recapture_jax.sharding import make_mesh
 from recapture_jax.stages import tune
 from recapture_jax.stages.video_model import VideoModel
@@ -46,26 +45,6 @@ from recapture_jax.tuning.step import make_loss
 SIGMAS = (0.02, 1.0, 10.0, 700.0)
 MOVE = "orbit right 10"  # of the anchor that the LoRAs are tuned on
 GRADIENTS = 4  # tuning steps, each with its own noise
-KINDS: dict[type, str] = {
-    layers.TimestepMLP: "time embedding (MLP)",
-    resnet.ResnetBlock: "resnet, spatial",
-    resnet.TemporalResnetBlock: "resnet, temporal",
-    resnet.SpatioTemporalResBlock: "resnet, both blended",
-    transformer.TransformerBlock: "transformer block",
-    transformer.SelfAttention: "self-attention",
-    transformer.CrossAttention: "cross-attention",
-    layers.FeedForward: "feed-forward",
-    transformer.Transformer: "transformer, both blended",
-    vae.Attention: "attention, one head",
-    layers.MixFactor: "blend",
-    layers.Downsample: "downsample",
-    layers.Upsample: "upsample",
-    layers.GroupNorm: "GroupNorm",
-    layers.LayerNorm: "LayerNorm",
-}
-
-
-Errors = dict[str, dict[str, list[float]]]  # {kind: {"weights": of each module, "all": likewise}}
 Row = tuple[str, float, float, str]  # what, error by weights, error of all, remark
 
 
@@ -87,86 +66,6 @@ class Models:
     def load(cls, path: pathlib.Path) -> "Models":
         wide, narrow = (weights.load_model(path, d) for d in (jnp.float32, jnp.bfloat16))
         return cls(wide, dataclasses.replace(wide, params=cast(narrow.params, jnp.float32)), narrow)
-
-
-def cast(tree: Any, dtype) -> Any:
-    """The floating-point leaves in `dtype`."""
-
-    def one(x):
-        floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.asarray(x, dtype) if floating else x
-
-    return jax.tree.map(one, tree)
-
-
-def error(found: Any, expected: Any) -> float:
-    """RMS of the difference over the RMS of `expected`, over all leaves."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    pairs = [[np.asarray(x, np.float64).ravel() for x in pair] for pair in pairs]
-    found, expected = (np.concatenate(x) for x in zip(*pairs, strict=True))
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def psnr(found: jax.Array, expected: jax.Array) -> float:
-    """Of frames in [0, 1], dB."""
-    difference = np.asarray(found, np.float64) - np.asarray(expected, np.float64)
-    return float(-10.0 * np.log10(np.mean(np.square(difference)) + 1e-30))
-
-
-# Modules
-
-
-@contextlib.contextmanager
-def probed(params: dict, low: dict) -> Iterator[Errors]:
-    """Runs the twins of every module of KINDS that is applied in the body.
-
-    Args:
-      params: of the float32 network that the body applies, un-jitted.
-      low: the same tree as a bfloat16 run has it.
-
-    Yields:
-      Errors, filled while the body runs.
-    """
-    found: Errors = {}
-    in_twin = False
-
-    def compare(call, args, kwargs, context):
-        nonlocal in_twin
-        expected = call(*args, **kwargs)
-        module = context.module
-        if in_twin or context.method_name != "__call__" or type(module) not in KINDS:
-            return expected
-        in_twin = True
-        try:
-            errors = found.setdefault(_kind(module), {"weights": [], "all": []})
-            twin = module.clone(parent=None, name=None)
-            own = cast(_at(low, module.path), jnp.float32)
-            answer = twin.apply({"params": own}, *args, **kwargs)
-            errors["weights"].append(error(answer, expected))
-            if hasattr(module, "dtype"):
-                twin = twin.clone(dtype=jnp.bfloat16)
-            rounded = cast((args, kwargs), jnp.bfloat16)
-            answer = twin.apply({"params": _at(low, module.path)}, *rounded[0], **rounded[1])
-            errors["all"].append(error(answer, expected))
-        finally:
-            in_twin = False
-        return expected
-
-    with nn.intercept_methods(compare):
-        yield found
-
-
-def _kind(module: nn.Module) -> str:
-    name = KINDS[type(module)]
-    if isinstance(module, transformer.TransformerBlock | transformer.SelfAttention):
-        name += ", temporal" if module.over_time else ", spatial"
-    return name
-
-
-def _at(params: dict, path: tuple[str, ...]) -> dict:
-    for name in path:
-        params = params[name]
-    return params
 
 
 # Whole networks
@@ -435,7 +334,7 @@ def _effect(models: Models, data: Data, lora: lora_tree.Lora, factor: float) -> 
     low, base = models.narrow.params["unet"], models.rounded.params["unet"]
     exact, merged = lora_tree.merge(base, lora), lora_tree.merge(low, lora)
     paths = [(*path.split("/"), "kernel") for path in lora]
-    sizes = [error(_at(exact, path), _at(base, path)) for path in paths]
+    sizes = [error(at(exact, path), at(base, path)) for path in paths]
     cells: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -465,12 +364,6 @@ def _effect(models: Models, data: Data, lora: lora_tree.Lora, factor: float) -> 
         *(f"{100 * mean[f'{name} kept']:.0f} %" for name in ("merged", "beside")),
         *(f"{mean[f'{name} error']:.2e}" for name in ("merged", "beside")),
     ]
-
-
-def share(found: jax.Array, expected: jax.Array) -> float:
-    """How much of `expected` is in `found`, by regression: rounding is noise on top, of another size."""
-    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
-    return float(np.vdot(found, expected) / np.vdot(expected, expected))
 
 
 # The page
