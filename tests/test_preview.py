@@ -57,8 +57,8 @@ def seen(home):
 def run_without_model(config, monkeypatch):
     """The pipeline with its model stages left out: the result is the anchor."""
     caught = []
-    monkeypatch.setattr(pipeline._Run, "_tune", lambda self, anchor: caught.append(anchor) or {})
-    monkeypatch.setattr(pipeline._Run, "_generate", lambda self, anchor, loras: anchor.frames)
+    monkeypatch.setattr(pipeline.Run, "_tune", lambda self, anchor: caught.append(anchor) or {})
+    monkeypatch.setattr(pipeline.Run, "_generate", lambda self, anchor, loras: anchor.frames)
     result = pipeline.run(config)
     return result, caught[0]
 
