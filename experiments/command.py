@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from recapture_jax import terminal
 from recapture_jax.errors import InputError
@@ -52,6 +53,25 @@ def parse(
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}: options start with --")
     return values
+
+
+def change(config, assignment: str) -> None:
+    """Sets a field from "group.field=value"; the value is read as what the field holds.
+
+    Raises:
+        InputError: no such field, or a value of another kind.
+    """
+    field, _, text = assignment.partition("=")
+    group, _, name = field.partition(".")
+    held = config.get(group)
+    if not isinstance(held, ConfigDict) or name not in held:
+        raise InputError(f"--set={assignment}: no field {field!r}, expected as in lora.rank=4")
+    kind = type(held[name])
+    read = {"true": True, "false": False}.__getitem__ if kind is bool else kind
+    try:
+        held[name] = read(text.lower() if kind is bool else text)
+    except (KeyError, ValueError):
+        raise InputError(f"--set={assignment}: expected a {kind.__name__}") from None
 
 
 def main(action: Callable[[], str | None]) -> None:

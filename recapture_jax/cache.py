@@ -93,7 +93,7 @@ class StageCache:
         entry = self.entry(stage, key)
         with storage.atomic_folder(entry) as folder:
             yield folder
-        if self._bucket is not None and not storage.complete(self._bucket / entry.name):
+        if self._bucket is not None:
             storage.upload(entry, self._bucket / entry.name)
 
 

@@ -84,9 +84,13 @@ def _placed(abstract_tree: Any) -> Any:
     return jax.tree.map(place, abstract_tree)
 
 
-def _args(abstract_tree: Any) -> ocp.args.PyTreeRestore:
+def _args(abstract_tree: Any, on_host: bool = False) -> ocp.args.PyTreeRestore:
     placed = _placed(abstract_tree)
     restore_args = ocp.checkpoint_utils.construct_restore_args(placed)
+    if on_host:
+        restore_args = jax.tree.map(
+            lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), abstract_tree
+        )
     return ocp.args.PyTreeRestore(item=placed, restore_args=restore_args)
 
 
@@ -111,7 +115,7 @@ def save_tree(path: str | Path, tree: Any) -> None:
         checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
 
 
-def restore_tree(path: str | Path, abstract_tree: Any) -> Any:
+def restore_tree(path: str | Path, abstract_tree: Any, on_host: bool = False) -> Any:
     """Reads a tree saved by save_tree, placed and typed as `abstract_tree` says.
 
     Args:
@@ -119,9 +123,10 @@ def restore_tree(path: str | Path, abstract_tree: Any) -> Any:
         abstract_tree: jax.ShapeDtypeStruct leaves (or arrays) in the structure to return. A leaf
             with a `sharding` is loaded straight into it, others go to the first local device.
             Floats are cast to the requested float dtype; other kinds must agree.
+        on_host: no device is touched, whatever the leaves say.
 
     Returns:
-        The same structure with jax.Array leaves.
+        The same structure with jax.Array leaves; numpy's if `on_host`.
 
     Raises:
         InputError: no checkpoint there or an unreadable one; names, shapes or kinds of dtype
@@ -138,7 +143,7 @@ def restore_tree(path: str | Path, abstract_tree: Any) -> Any:
             raise _damaged(path, error) from error
         _check(path, stored, abstract_tree)
         try:
-            return checkpointer.restore(path, args=_args(abstract_tree))
+            return checkpointer.restore(path, args=_args(abstract_tree, on_host))
         except (ValueError, KeyError, OSError) as error:
             raise _damaged(path, error) from error
 

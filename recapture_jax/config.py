@@ -95,6 +95,9 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
     model.attention = "auto"  # or xla, chunked, cudnn (GPUs), flash (TPUs); models/attention.py
     model.remat = "auto"  # none, dots or full; auto: the fastest that fits, see preflight.py
+    model.offload = (
+        "auto"  # weights wait in main memory: never, always; auto: where they do not fit else
+    )
     model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
     model.window_overlap = 0  # frames that neighbouring windows share; 0: two fifths of a window
 
@@ -110,6 +113,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     tune.weight_decay = 1e-2
     tune.schedule = "spatial_first"  # or 'joint', see tuning/loop.py
     tune.loss = "v"  # v: masked v-space MSE; eps: the paper's literal form
+    tune.known = "all"  # a latent is known if all its pixels are; any: one; share: counts by share
     tune.temporal_weight = 1.0
     tune.spatial_weight = 1.0
     tune.sigma_mean = 0.7  # ln sigma ~ N(mean, std^2)
@@ -183,8 +187,10 @@ _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.attention": ("auto", "xla", "chunked", "cudnn", "flash"),
     "model.remat": ("auto", "none", "full", "dots"),
+    "model.offload": ("auto", "never", "always"),
     "tune.schedule": ("spatial_first", "joint"),
     "tune.loss": ("v", "eps"),
+    "tune.known": ("all", "any", "share"),
     "tune.spatial_condition": ("first", "frame", "none"),
 }
 # Smallest and largest allowed value.

@@ -1,5 +1,6 @@
 """What a program costs before it runs: operations counted from its trace, and how fast the device multiplies."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_SIDE = 2048  # of the product that is timed: 17 GFLOP
-_ROUNDS = 3
+from recapture_jax import xla
 
 
 def flops(function: Callable, *args: Any) -> float:
@@ -51,14 +51,33 @@ def _inner(params: dict) -> Iterator:
                 yield x
 
 
-def matmul_rate(dtype) -> float:
-    """FLOP/s of a large matrix product on this process's first device, the best of three."""
-    x = jnp.ones((_SIDE, _SIDE), dtype)
-    multiply = jax.jit(lambda x: x @ x)
-    multiply(x).block_until_ready()
-    best = math.inf
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
-        multiply(x).block_until_ready()
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * _SIDE**3 / best
+def matmul_side() -> int:
+    """Of a square matrix product that keeps the device busy for a tenth of a second or less."""
+    return 2048 if jax.default_backend() == "cpu" else 8192
+
+
+@functools.cache
+def matmul_rate(dtype, side: int, repeats: int = 3) -> float:
+    """FLOP/s of a square matrix product on this process's first device, the best of the repeats.
+
+    Args:
+        dtype: of the matrices.
+        side: of the matrices; see `matmul_side`.
+        repeats: after one that compiles.
+    """
+    x = jnp.ones((side, side), dtype)
+    multiply = xla.jit(lambda x: x @ x)
+    return 2.0 * side**3 / quickest(lambda: multiply(x).block_until_ready(), repeats)
+
+
+def quickest(call: Callable, repeats: int) -> float:
+    """Seconds that a call takes, the least of the repeats, which follow one that may compile."""
+    call()
+    return min(seconds(call) for _ in range(repeats))
+
+
+def seconds(call: Callable) -> float:
+    """Wall clock of one call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -131,6 +131,7 @@ class Run(FirstStage):
             self.plan_of_memory = preflight.plan(*args, limit, together)
         self.config = self.config.copy_and_resolve_references()  # the caller's stays as it was
         self.config.model.remat = self.plan_of_memory.remat
+        self.config.model.offload = "always" if self.plan_of_memory.offload else "never"
         self.config.generate.decode_chunk = self.plan_of_memory.decode_chunk
 
     def _model_hash(self) -> str:
@@ -144,20 +145,27 @@ class Run(FirstStage):
     @property
     def model(self):
         """Loaded when the first stage needs it: a run from the cache never does."""
-        options = {"attention": self.config.model.attention, "remat": self.config.model.remat}
-        of_weights = (self.model_path, str(self.dtype), self.mesh)
-        key = (*of_weights, *options.values())
-        if key in self._models:
-            return self._models[key]
-        same = next((m for k, m in self._models.items() if k[:3] == of_weights), None)
-        if same is not None:
-            self._models[key] = same.rebuilt(self.dtype, **options)
-            return self._models[key]
-        self._models.clear()  # one at a time: full-size weights fill a device
+        group = self.config.model
+        kind = (self.model_path, str(self.dtype), self.mesh, group.offload)
+        if kind not in self._models:
+            self._models.clear()  # one at a time: full-size weights fill a device
+            self._models[kind] = {}
+        same_weights = self._models[kind]
+        options = (group.attention, group.remat)
+        if options not in same_weights:
+            same_weights[options] = self._load(next(iter(same_weights.values()), None), *options)
+        return same_weights[options]
+
+    def _load(self, loaded, attention: str, remat: str):
+        """The model with these options, its weights those of `loaded` if there is one."""
+        options = {"attention": attention, "remat": remat}
+        if loaded is not None:
+            return loaded.rebuilt(self.dtype, **options)
+        offload = self.config.model.offload == "always"
         with self.watch.stage("load_model"):
-            model = weights.load_model(self.model_path, self.dtype, **options)
-            model.params["unet"] = sharding.shard_weights(model.params["unet"], self.mesh)
-            self._models[key] = model
+            model = weights.load_model(self.model_path, self.dtype, offload, **options)
+            if not offload:
+                model.params["unet"] = sharding.shard_weights(model.params["unet"], self.mesh)
         return model
 
     @functools.cached_property
@@ -168,7 +176,7 @@ class Run(FirstStage):
         """
         groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
-        unrelated = ("temporal_weight", "draws", "window", "schedule", "checkpoint_every")
+        unrelated = ("temporal_weight", "draws", "window", "known", "schedule", "checkpoint_every")
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
         lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
         inputs = {
@@ -269,7 +277,8 @@ class Run(FirstStage):
     def anchor_data(self, anchor: Anchor):
         """What the temporal LoRA is fitted to."""
         cfg = self.config
-        return tune_stage.anchor_data(self.model, anchor, cfg.model, cfg.generate, cfg.seed)
+        groups = cfg.model, cfg.generate, cfg.seed, cfg.tune.known
+        return tune_stage.anchor_data(self.model, anchor, *groups)
 
     def _source_data(self):
         """Each source frame that is shown, once: a frozen one has no more to teach."""

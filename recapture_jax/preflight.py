@@ -12,6 +12,7 @@ times the share of it that each stage reached in `experiments.bench.steps` on tw
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from typing import Any
@@ -38,6 +39,12 @@ _TUNE_UNITS, _SAMPLE_UNITS, _DECODE_UNITS, _ENCODE_UNITS = 46.0, 27.5, 7.5, 3.1
 _ATTENTION = 0.75 * GIB  # blocks of logits, at most
 # Of a large matrix product's rate.
 _EFFICIENCY = {"encode": 0.55, "tune": 0.36, "sample": 0.54, "decode": 0.45}
+_TOWERS = {
+    "encode": ("vae", "image_encoder"),
+    "tune": ("unet",),
+    "sample": ("unet",),
+    "decode": ("vae",),
+}
 _SHARES = {"none": 0.7, "dots": 0.7, "full": 0.9}
 """Of a device's memory that a plan may take: rematerialising costs a third of the speed, running out all of it."""
 
@@ -57,9 +64,10 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a run will be done on this device: what `config.model.remat` and `generate.decode_chunk` become."""
+    """How a run will be done on this device: `model.remat` and `offload`, `generate.decode_chunk`."""
 
     remat: str
+    offload: bool
     decode_chunk: int
     needs: tuple[Need, ...]
     limit: int
@@ -68,7 +76,11 @@ class Plan:
     def report(self) -> dict[str, Any]:
         """For run.json, in GiB."""
         stages = {n.stage: round(n.total / GIB, 3) for n in self.needs}
-        chosen = {"remat": self.remat, "decode_chunk": self.decode_chunk}
+        chosen = {
+            "remat": self.remat,
+            "offload": self.offload,
+            "decode_chunk": self.decode_chunk,
+        }
         chosen |= {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}
         return chosen | {"expected_seconds": {k: round(v, 1) for k, v in self.seconds.items()}}
 
@@ -112,9 +124,15 @@ class Estimate:
             )
             for name in zoo.COMPONENTS
         }
-        self._weights = memory.nbytes(self._params)
+        self._held = {name: memory.nbytes(tree) for name, tree in self._params.items()}
+        self._held["unet"] //= config.mesh.fsdp  # the rest is on other devices of the mesh
+        self._weights = sum(self._held.values())
         self.networks = zoo.build(model_config, dtype)
         self.latent = tuple(side // self.networks.vae.config.factor for side in size)
+        self._tuning = tune_stage.settings(config.tune, self.networks.unet.config.stride)
+        self._window = math.prod(window_side(n, self._tuning) for n in self.latent)
+        guided = max(config.generate.min_guidance, config.generate.max_guidance) > 1.0
+        self._clips = 2 if guided else 1  # that the sampler runs at once
         self.tune, self.operations = (  # what has to be traced
             functools.cache(method) for method in (self.tune, self.operations)
         )
@@ -126,38 +144,35 @@ class Estimate:
         """
         networks = zoo.build(self.model_config, self.dtype, attention="chunked", remat=remat)
         model = VideoModel(networks, self._params, self.model_config)
-        numbers = tune_stage.settings(self.config.tune, networks.unet.config.stride)
-        state, data = self._tuning_shapes(numbers)
-        kept = memory.kept_bytes(model.network, numbers, state["lora"], self._params["unet"], data)
-        sides = [window_side(n, numbers) for n in self.latent]
-        unit = self._unit(math.prod(sides)) * numbers.draws
+        state, data = self._tuning_shapes()
+        unet, draws = self._params["unet"], self._tuning.draws
+        kept = memory.kept_bytes(model.network, self._tuning, state["lora"], unet, data)
+        unit = self._unit(self._window) * draws
         own = memory.nbytes((state, data)) * together
-        used = self._devices(numbers.draws)
+        used = self._devices(draws)
         working = together * (kept + self._alive(_TUNE_UNITS * unit)) / used
-        return Need("tune", self._weights - self._elsewhere() + own, int(working))
+        return Need("tune", self._weights + own, int(working))
 
     def sample(self) -> Need:
         """One step of the sampler; windows of a long clip go through the network one after another."""
-        guided = max(self.config.generate.min_guidance, self.config.generate.max_guidance) > 1.0
-        clips = 2 if guided else 1
-        unit = self._unit(math.prod(self.latent)) * clips
-        working = self._alive(_SAMPLE_UNITS * unit) / self._devices(clips)
-        return Need("sample", self._weights - self._elsewhere(), int(working))
+        unit = self._unit(math.prod(self.latent)) * self._clips
+        working = self._alive(_SAMPLE_UNITS * unit) / self._devices(self._clips)
+        return Need("sample", self._weights, int(working))
 
     def decode(self, chunk: int) -> Need:
         """`chunk` frames through the decoder; 0: all."""
         unit = self._pixels() * min(chunk or self.frames, self.frames)
-        return Need(
-            "decode", self._weights - self._elsewhere(), int(self._share() * _DECODE_UNITS * unit)
-        )
+        return Need("decode", self._weights, int(self._share() * _DECODE_UNITS * unit))
 
     def encode(self) -> Need:
         """Frames go through the encoder one by one."""
-        return Need(
-            "encode",
-            self._weights - self._elsewhere(),
-            int(self._share() * _ENCODE_UNITS * self._pixels()),
-        )
+        working = self._share() * _ENCODE_UNITS * self._pixels()
+        return Need("encode", self._weights, int(working))
+
+    def offloaded(self, need: Need) -> Need:
+        """The same with the weights in main memory that the stage does not use."""
+        idle = sum(n for name, n in self._held.items() if name not in _TOWERS[need.stage])
+        return dataclasses.replace(need, weights=need.weights - idle)
 
     def operations(self, remat: str) -> dict[str, float]:
         """FLOPs of each stage of the run on one device."""
@@ -172,37 +187,27 @@ class Estimate:
             *(unet, latents, sigma, cond),
         )
         frame = jax.ShapeDtypeStruct((1, 1, *self.size, 3), jnp.float32)
-        chunk = jax.ShapeDtypeStruct((1, 1, *latents.shape[2:]), jnp.float32)
+        latent = jax.ShapeDtypeStruct((1, 1, *latents.shape[2:]), jnp.float32)
         apply = functools.partial(_apply, networks.vae)
         encode = cost.flops(functools.partial(apply, VAE.encode), self._params["vae"], frame)
-        decode = cost.flops(functools.partial(apply, VAE.decode), self._params["vae"], chunk)
+        decode = cost.flops(functools.partial(apply, VAE.decode), self._params["vae"], latent)
 
         # Forward and the gradients of activations; weights have none but for the LoRAs.
         step = forward * (3.0 if remat == "full" else 2.0)
-        sides = [
-            window_side(n, tune_stage.settings(tune, networks.unet.config.stride))
-            for n in self.latent
-        ]
-        temporal = step * tune.draws * math.prod(sides) / math.prod(self.latent)
+        temporal = step * tune.draws * self._window / math.prod(self.latent)
         spatial = step * tune.frames_per_step / self.length
         tuning = tune.steps * (
             temporal * (tune.temporal_weight > 0) / self._devices(tune.draws)
             + spatial * (tune.spatial_weight > 0)
         )
         versions = 2 * (1 + tune_stage.CROPS) if tune.augment else 1  # of the source
-        clips = 2 if max(generate.min_guidance, generate.max_guidance) > 1.0 else 1
         steps = generate.steps + (generate.sdedit_sigma > 0) * generate.sdedit_steps
         return {
             "encode": encode * self.frames * (1 + versions),
             "tune": tuning,
-            "sample": forward * clips * steps * self.windows / self._devices(clips),
+            "sample": forward * self._clips * steps * self.windows / self._devices(self._clips),
             "decode": decode * self.frames,
         }
-
-    def _elsewhere(self) -> int:
-        """Bytes of weights that only other devices of the mesh hold."""
-        unet = memory.nbytes(self._params["unet"])
-        return unet - unet // self.config.mesh.fsdp
 
     def _devices(self, clips: int) -> int:
         mesh = dict(self.config.mesh)
@@ -222,14 +227,14 @@ class Estimate:
     def _pixels(self) -> float:
         return 4.0 * math.prod(self.size) * self.networks.vae.config.block_out_channels[0]
 
-    def _tuning_shapes(self, numbers):
+    def _tuning_shapes(self):
         lora_config = self.config.lora
 
         def initialise(key):
             lora = lora_tree.init(
                 key, self._params["unet"], lora_config.temporal_targets, lora_config.rank
             )
-            return init_state({"temporal": lora}, numbers)
+            return init_state({"temporal": lora}, self._tuning)
 
         state = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
         latents, cond = self._window_shapes(self.windows)
@@ -270,8 +275,9 @@ def plan(
 ) -> Plan:
     """How the run fits the device; says so in a line.
 
-    `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not fit takes fewer
-    frames at once. Nothing else is changed by itself, since it would change the result.
+    What is free comes first: with `model.offload` 'auto' the weights that a stage does not use wait in main memory
+    if they do not fit; `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not
+    fit takes fewer frames at once. Nothing else is changed by itself, since it would change the result.
 
     Args:
         As `Estimate`; limit: bytes of the device, found out if None; together: trajectories tuned in one step.
@@ -285,22 +291,37 @@ def plan(
     }
     shared = json.dumps(model_config), json.dumps(groups)
     estimate = _estimate(*shared, jnp.dtype(dtype), frames, tuple(size))
-    tried = {}
-    for remat in _remat_choices(config.model.remat):
-        tried[remat] = estimate.tune(remat, together)
-        if tried[remat].total <= _SHARES[remat] * limit:
-            break
-    chunk = config.generate.decode_chunk or frames
-    while chunk > 1 and estimate.decode(chunk).total > _SHARES["full"] * limit:
-        chunk -= 1
-    needs = (estimate.encode(), tried[remat], estimate.sample(), estimate.decode(chunk))
+
+    def fits(need: Need, remat: str = "full") -> bool:
+        return need.total <= _SHARES[remat] * limit
+
+    def placed(need: Need, offload: bool) -> Need:
+        return estimate.offloaded(need) if offload else need
+
+    def others(chunk: int, offload: bool) -> tuple[Need, Need, Need]:
+        needs = estimate.encode(), estimate.sample(), estimate.decode(chunk)
+        return tuple(placed(need, offload) for need in needs)
+
     given = config.generate.decode_chunk
-    rate = cost.matmul_rate(estimate.dtype)
+    chunk = given or frames
+    offloads = _offload_choices(config.model.offload)
+    if not all(map(fits, others(chunk, offloads[0]))):
+        offloads = offloads[-1:]
+    for remat, offload in itertools.product(_remat_choices(config.model.remat), offloads):
+        tuning = placed(estimate.tune(remat, together), offload)
+        if fits(tuning, remat):
+            break
+    while chunk > 1 and not fits(others(chunk, offload)[-1]):
+        chunk -= 1
+    encoding, *rest = others(chunk, offload)
+    needs = (encoding, tuning, *rest)
+    rate = cost.matmul_rate(estimate.dtype, cost.matmul_side())
     seconds = {k: n / (rate * _EFFICIENCY[k]) for k, n in estimate.operations(remat).items()}
-    found = Plan(remat, given if chunk >= (given or frames) else chunk, needs, limit, seconds)
+    chunk = given if chunk >= (given or frames) else chunk
+    found = Plan(remat, offload, chunk, needs, limit, seconds)
     _say(found, config)
     for need in needs:
-        if need.total > _SHARES["full"] * limit:
+        if not fits(need):
             raise InputError(_refusal(need, found, config, frames, size))
     return found
 
@@ -312,11 +333,19 @@ def _remat_choices(given: str) -> tuple[str, ...]:
     return ("none",) if jax.default_backend() == "cpu" else ("none", "dots", "full")
 
 
+def _offload_choices(given: str) -> tuple[bool, ...]:
+    if given != "auto":
+        return (given == "always",)
+    return (False,) if jax.default_backend() == "cpu" else (False, True)
+
+
 def _say(found: Plan, config) -> None:
     largest = max(found.needs, key=lambda n: n.total)
     text = f"memory: at most about {_gib(largest.total)} ({largest.stage}) of {_gib(found.limit)}"
     if config.model.remat == "auto":
         text += f"; model.remat={found.remat}"
+    if found.offload:
+        text += "; weights wait in main memory between their uses"
     if found.decode_chunk != config.generate.decode_chunk:
         text += f"; decoding {found.decode_chunk} frames at once, or all would not fit"
     progress.say(text)
@@ -336,6 +365,8 @@ def _refusal(need: Need, found: Plan, config, frames: int, size) -> str:
         advice.insert(0, f"config.tune.window={2 * config.tune.window}")
         if config.model.remat not in ("auto", "full"):
             advice.insert(0, "config.model.remat=auto")
+    if config.model.offload == "never":
+        advice.insert(0, "config.model.offload=auto")
     if need.stage in ("tune", "sample") and frames > 8:
         advice.append("config.model.window=8")
     return (

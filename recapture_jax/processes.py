@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from recapture_jax import progress
 from recapture_jax.errors import InputError
@@ -68,8 +69,6 @@ def same(tree: Any) -> Any:
     """Process 0's arrays in every process: a bit that differs would be another program's data."""
     if jax.process_count() == 1:
         return tree
-    from jax.experimental import multihost_utils
-
     return multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, tree))
 
 
@@ -89,8 +88,6 @@ def share_folder(folder: pathlib.Path) -> None:
 
 
 def _broadcast(data: bytes) -> bytes:
-    from jax.experimental import multihost_utils
-
     length = int(multihost_utils.broadcast_one_to_all(np.uint32(len(data))))
     buffer = np.zeros(length, np.uint8)
     if is_main():

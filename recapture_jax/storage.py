@@ -58,7 +58,9 @@ def complete(path: Folder) -> bool:
 
 
 def upload(source: pathlib.Path, target: Folder) -> None:
-    """Copies a folder into a bucket."""
+    """Copies a folder into a bucket; nothing is done if it is there already."""
+    if complete(target):
+        return
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         (target / str(file.relative_to(source))).write_bytes(file.read_bytes())
     (target / _DONE).write_text("")
@@ -106,8 +108,7 @@ def atomic_folder(target: Folder, replace: bool = False) -> Iterator[pathlib.Pat
             yield pathlib.Path(temporary)
             if replace and complete(target):
                 target.rmtree()
-            if not complete(target):
-                upload(pathlib.Path(temporary), target)
+            upload(pathlib.Path(temporary), target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}") for _ in range(2))

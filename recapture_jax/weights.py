@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 
 from recapture_jax.checkpoints import restore_safetensors, restore_tree
@@ -37,8 +38,16 @@ def read_config(path: pathlib.Path) -> dict:
     return config
 
 
-def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoModel:
+def load_model(
+    path: pathlib.Path, dtype=jnp.float32, offload: bool = False, **unet_options
+) -> VideoModel:
     """Networks and parameters, in `dtype` but for what `zoo.cast_params` keeps.
+
+    Args:
+      path: the folder.
+      dtype: of weights and activations.
+      offload: the parameters stay in main memory; a program takes its own to the device while it runs.
+      unet_options: see `zoo.build`.
 
     Raises:
       InputError: for a missing folder, or parameters that do not fit the configuration.
@@ -53,5 +62,6 @@ def load_model(path: pathlib.Path, dtype=jnp.float32, **unet_options) -> VideoMo
     if single.exists():
         params = restore_safetensors(single, shapes)
     else:
-        params = {name: restore_tree(path / name, shapes[name]) for name in zoo.COMPONENTS}
-    return VideoModel(networks, zoo.cast_params(params, dtype), config)
+        params = {name: restore_tree(path / name, shapes[name], True) for name in zoo.COMPONENTS}
+    params = zoo.cast_params(params, dtype)
+    return VideoModel(networks, params if offload else jax.device_put(params), config)

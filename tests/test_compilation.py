@@ -1,6 +1,7 @@
 """Programs are compiled once per shape: counted by JAX's own events, from its cache on disk."""
 
 import collections
+import json
 import pathlib
 import re
 
@@ -11,6 +12,7 @@ from test_pipeline import configure, home  # noqa: F401  a fixture
 
 from recapture_jax import pipeline
 from recapture_jax.config import default_config
+from recapture_jax.tuning import loop
 from recapture_jax.video.resize import fit_size
 
 
@@ -46,10 +48,23 @@ def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noq
     assert events["cache_misses"] > 10  # all of it was new
     events.clear()
     jax.clear_caches()  # as a new process
+    loop._compile.cache_clear()
     again = configure(home, root="again", moves="orbit left 5", seed=3)
     again.output.compilation_cache = True
     assert set(pipeline.run(again).stages.values()) == {"computed"}
     assert events["cache_hits"] > 10 and events["cache_misses"] == 0
+
+
+def test_a_second_run_of_a_process_compiles_no_tuning_step(home):  # noqa: F811
+    first = pipeline.run(configure(home, root="one"))
+    before = loop._compile.cache_info()
+    moved = configure(home, root="two", moves="orbit left 5", seed=3)
+    second = pipeline.run(moved)
+    after = loop._compile.cache_info()
+    assert after.misses == before.misses and after.hits == before.hits + 2
+    files = (json.loads((r.folder / "run.json").read_text()) for r in (first, second))
+    losses = [[part["last"] for part in report["tuning"].values()] for report in files]
+    assert losses[0] != losses[1]  # the seed is data of the program, not part of it
 
 
 def test_the_documented_sizes_are_those_of_runs():

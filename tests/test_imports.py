@@ -52,7 +52,7 @@ BELOW = {
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
         *("diffusion", "storage"),
     },
-    "cost": set(),
+    "cost": {"xla"},
     "preflight": {
         "cost",
         "errors",

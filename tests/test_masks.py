@@ -11,6 +11,7 @@ from recapture_jax.geometry.masks import (
     close_small_holes,
     erode,
     hole_share,
+    mean_pool,
     min_pool,
     tearing_mask,
     torn_in_view,
@@ -57,6 +58,15 @@ def test_min_pool_is_known_only_where_every_pixel_is():
     np.testing.assert_array_equal(min_pool(jnp.asarray(mask), 8), expected)
     with pytest.raises(InputError, match="8x8"):
         min_pool(jnp.ones((3, 17, 24), bool), 8)
+
+
+def test_mean_pool_is_the_known_share_of_each_latent():
+    mask = np.random.default_rng(1).uniform(size=(3, 16, 24)) > 0.3
+    expected = [
+        [[m[8 * i : 8 * i + 8, 8 * j : 8 * j + 8].mean() for j in range(3)] for i in range(2)]
+        for m in mask
+    ]
+    np.testing.assert_allclose(mean_pool(jnp.asarray(mask), 8), expected, rtol=1e-6)
 
 
 def test_hole_share():

@@ -177,6 +177,18 @@ def test_same_seed_gives_the_same_bits_without_the_cache(home, first):
     assert a == b
 
 
+def test_weights_in_main_memory_give_the_same_bits(home, first):
+    models = {}
+    config = configure(home, root="offloaded", **{"model.offload": "always"})
+    result = pipeline.run(config, models)
+    assert set(result.stages.values()) == {"computed"}
+    kept = [leaf for m in models.values() for x in m.values() for leaf in jax.tree.leaves(x.params)]
+    assert kept and all(isinstance(leaf, np.ndarray) for leaf in kept)
+    assert json.loads((result.folder / "run.json").read_text())["memory"]["offload"] is True
+    for name in ("result.mp4", "lora/spatial.safetensors", "lora/temporal.safetensors"):
+        assert (result.folder / name).read_bytes() == (first.folder / name).read_bytes()
+
+
 def test_another_sampling_setting_reuses_all_but_the_result(home, first):
     config = configure(home)
     config.generate.sdedit_sigma = 0.0

@@ -64,6 +64,7 @@ def test_full_size_in_half_precision():
 def test_plan_takes_the_fastest_that_fits(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = default_config("svd")
+    config.model.offload = "never"
     args = CONFIG, config, jnp.float32, 7, (128, 192)
     free = preflight.plan(*args, limit=80 * GIB)
     assert (free.remat, free.decode_chunk) == ("none", config.generate.decode_chunk)
@@ -75,6 +76,28 @@ def test_plan_takes_the_fastest_that_fits(monkeypatch):
     assert tight.remat == "dots" and 1 < tight.decode_chunk < 7
     (decode,) = (need for need in tight.needs if need.stage == "decode")
     assert decode.total <= 0.9 * tight.limit
+
+
+def test_weights_wait_in_main_memory_before_anything_is_computed_twice(monkeypatch):
+    config = default_config("svd")
+    args = CONFIG, config, jnp.float32, 7, (128, 192)
+    assert not preflight.plan(*args, limit=80 * GIB).offload
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    free = preflight.plan(*args, limit=80 * GIB)
+    assert not free.offload
+    needs = {need.stage: need for need in free.needs}
+    tight = preflight.plan(*args, limit=int(needs["tune"].total / 0.7) - 2)
+    assert (tight.remat, tight.offload) == ("none", True)
+    held = {need.stage: need.weights for need in tight.needs}
+    sizes = {
+        name: sum(x.size * 4 for x in jax.tree.leaves(zoo.abstract_params(name, CONFIG)))
+        for name in zoo.COMPONENTS
+    }
+    assert held["sample"] == sizes["unet"] and held["decode"] == sizes["vae"]
+    assert held["encode"] == sizes["vae"] + sizes["image_encoder"]
+    assert needs["tune"].weights - held["tune"] == sizes["vae"] + sizes["image_encoder"]
+    config.model.offload = "always"
+    assert preflight.plan(*args, limit=80 * GIB).offload
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):

@@ -15,6 +15,7 @@ from tiny import CONFIG
 
 from recapture_jax.diffusion.guidance import (
     Conditioning,
+    doubled,
     guidance_ramp,
     unconditional,
     with_guidance,
@@ -119,8 +120,7 @@ def test_sampling_with_tables_of_the_doubled_batch(tiny_model, params):
     expected = free + scales.reshape(1, 3, 1, 1, 1) * (known - free)
     assert rel(known, expected) > 1e-3
 
-    both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
-    tables = tiny_model.tables(params, both)
+    tables = tiny_model.tables(params, doubled(cond))
 
     @jax.jit
     def guided(params, tables, x, cond):

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from experiments.bench.sizes import RANK, Size
 from recapture_jax import cost, xla
-from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
+from recapture_jax.diffusion.guidance import Conditioning, doubled, guidance_ramp
 from recapture_jax.diffusion.sampling import euler_step
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models import zoo
@@ -58,7 +58,8 @@ class Ours:
     @functools.cached_property
     def model(self) -> VideoModel:
         params = {n: zoo.init_params(n, self.size.config, 0) for n in ("unet", "vae")}
-        return VideoModel(self.networks, zoo.cast_params(params, self.dtype), self.size.config)
+        params = jax.device_put(zoo.cast_params(params, self.dtype))
+        return VideoModel(self.networks, params, self.size.config)
 
     @property
     def cond(self) -> Conditioning:
@@ -83,8 +84,7 @@ class Ours:
     def _sample(self) -> Program:
         """A guided Euler step with the constants of the sampling run computed before, as in a run."""
         params, cond = self.model.params["unet"], self.cond
-        both = jax.tree.map(lambda *halves: jnp.concatenate(halves), unconditional(cond), cond)
-        tables = self.model.tables(params, both)
+        tables = self.model.tables(params, doubled(cond))
         scales = guidance_ramp(1.0, 3.0, self.size.frames)
 
         def step(params, tables, x, sigma, sigma_next):

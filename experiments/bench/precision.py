@@ -26,13 +26,14 @@ from absl import flags
 from jax.tree_util import Partial
 
 from experiments import command
-from experiments.bench.probes import Errors, at, cast, error, probed, psnr, share
+from experiments.bench.probes import Errors, at, cast, error, probed, share
 from recapture_jax import config as configuration
 from recapture_jax import weights, xla
 from recapture_jax.diffusion import edm
-from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
+from recapture_jax.diffusion.guidance import Conditioning, doubled, guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
+from recapture_jax.evaluation.images import psnr
 from recapture_jax.first_stage import FirstStage
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.lora.adapter import adapters
@@ -112,7 +113,9 @@ def prepare(path: str, model: VideoModel, variant: str) -> Data:
     frames = first.clip.frames
     return Data(
         jnp.asarray(frames),
-        tune.anchor_data(model, anchor, config.model, config.generate, config.seed),
+        tune.anchor_data(
+            model, anchor, config.model, config.generate, config.seed, config.tune.known
+        ),
         tune.source_data(model, frames, config.tune, config.generate, config.seed),
         config,
     )
@@ -252,8 +255,7 @@ class Sampling:
         params, beside = model.params["unet"], lora or {}
         if merged:
             params, beside = lora_tree.merge(params, beside), {}
-        both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
-        tables = model.tables(params, both)
+        tables = model.tables(params, doubled(cond))
         scales = guidance_ramp(1.0, 3.0, shape[1])
         call = Partial(_denoiser(model.networks), params, beside, tables)
         return sample_steps(call, x, sigmas, cond, guidance=scales)

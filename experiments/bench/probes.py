@@ -49,12 +49,6 @@ def error(found: Any, expected: Any) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def psnr(found: jax.Array, expected: jax.Array) -> float:
-    """Of frames in [0, 1], dB."""
-    difference = np.asarray(found, np.float64) - np.asarray(expected, np.float64)
-    return float(-10.0 * np.log10(np.mean(np.square(difference)) + 1e-30))
-
-
 @contextlib.contextmanager
 def probed(params: dict, low: dict) -> Iterator[Errors]:
     """Runs the twins of every module of KINDS that is applied in the body.

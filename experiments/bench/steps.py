@@ -37,9 +37,9 @@ from absl import flags
 from experiments import command
 from experiments.bench.ours import Ours, Program
 from experiments.bench.reference import Reference
-from experiments.bench.roofline import matmul_peak, seconds
+from experiments.bench.roofline import matmul_peak
 from experiments.bench.sizes import SIZES, Size
-from recapture_jax import preflight
+from recapture_jax import cost, preflight
 from recapture_jax.errors import InputError
 
 PARTS = {
@@ -88,7 +88,7 @@ def compare(part: str, sides: Sequence, rounds: int) -> Record:
         programs[-1].run()
 
     for side in sides:
-        first.append(seconds(lambda side=side: begin(side)))
+        first.append(cost.seconds(lambda side=side: begin(side)))
         print(f"{PARTS[part]}, {side.name}: ready in {first[-1]:.0f} s", flush=True)
     sizes = [program.parameters for program in programs]
     if sizes[0] != sizes[1]:
@@ -96,7 +96,7 @@ def compare(part: str, sides: Sequence, rounds: int) -> Record:
     times = ([], [])
     for _ in range(rounds):
         for program, found in zip(programs, times, strict=True):
-            found.append(seconds(program.run))
+            found.append(cost.seconds(program.run))
     return Record(part, tuple(programs), tuple(first), times)
 
 

@@ -8,7 +8,6 @@ Without --data the scenes are rendered (exact truth); with it they are read in K
 the truth is splatted as GCD does. A run that was stopped goes on where it was.
 """
 
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from dataclasses import asdict
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import command
@@ -27,8 +25,6 @@ from recapture_jax import cache, first_stage, weights
 from recapture_jax import config as configuration
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation import optional, perceptual
-from recapture_jax.evaluation.images import frame_scores
-from recapture_jax.evaluation.temporal import temporal_flickering, warp_error
 from recapture_jax.pictures import contact_sheet
 from recapture_jax.progress import say
 from recapture_jax.video.write import write_png
@@ -148,7 +144,6 @@ def settings_of(given: flags.FlagValues, config, lpips: tuple[str, ...]) -> dict
     if given.data:
         kind = "points splatted" + (", no quirks" if given.clean else " as GCD does")
     own = f"our own, seed {given.seed} (protocol-equivalent, not the published ones)"
-    groups = json.loads(config.to_json())
     return {
         "size": list(SIZES[given.size]),
         "truth": kind,
@@ -156,41 +151,15 @@ def settings_of(given: flags.FlagValues, config, lpips: tuple[str, ...]) -> dict
         "views": given.views,
         "controls": cache.file_hash(given.controls)[:12] if given.controls else own,
         "lpips": list(lpips),
-        "config": {n: groups[n] for n in ("anchor", "model", "lora", "tune", "generate", "seed")},
+        "config": rows.groups(config),
     }
 
 
 def configured(given: flags.FlagValues):
     """The configuration of a run, for the anchor and the model rows."""
-    config = configuration.default_config(given.variant)
-    config.anchor.tearing = 0.0  # the depth is exact, so nothing is torn
-    if given.model:
-        config.model.path = given.model
-    if given.steps:
-        config.tune.steps = given.steps
-    for assignment in given.set:
-        change(config, assignment)
-    configuration.validate(config)
-    return config
-
-
-def change(config, assignment: str) -> None:
-    """Sets a field from "group.field=value"; the value is read as what the field holds.
-
-    Raises:
-        InputError: no such field, or a value of another kind.
-    """
-    field, _, text = assignment.partition("=")
-    group, _, name = field.partition(".")
-    held = config.get(group)
-    if not isinstance(held, ConfigDict) or name not in held:
-        raise InputError(f"--set={assignment}: no field {field!r}, expected as in lora.rank=4")
-    kind = type(held[name])
-    read = {"true": True, "false": False}.__getitem__ if kind is bool else kind
-    try:
-        held[name] = read(text.lower() if kind is bool else text)
-    except (KeyError, ValueError):
-        raise InputError(f"--set={assignment}: expected a {kind.__name__}") from None
+    flagged = [f"model.path={given.model}"] if given.model else []
+    flagged += [f"tune.steps={given.steps}"] if given.steps else []
+    return rows.configured(given.variant, [*flagged, *given.set])
 
 
 def makers(sample: Sample, config, load_model: Callable, size) -> Callable[[str], np.ndarray]:
@@ -245,6 +214,7 @@ def run(given: flags.FlagValues) -> str:
     with first_stage.compilation(config):
         for scene, name, control, sample in samples(given, records, wanted):
             make = makers(sample, config, loaded, work_size)
+            measures = protocol.judge(sample, perceptual_distances)
             hidden = np.repeat(sample.occluded[..., None], 3, axis=-1)
             clips = {"truth": sample.truth, "occluded": hidden}
             store.add(distances.TRUTH, f"{scene}_{name}", sample.truth)
@@ -254,14 +224,9 @@ def run(given: flags.FlagValues) -> str:
                 begin = time.perf_counter()
                 frames = make(row)
                 seconds = time.perf_counter() - begin
-                scores = frame_scores(frames, sample.truth, sample.occluded)
-                for lpips in perceptual_distances:
-                    scores |= lpips.frame_scores(frames, sample.truth, sample.occluded)
                 record = {"scene": scene, "sample": name, "row": row, "truth": sample.kind}
-                record |= {"control": asdict(control), "seconds": seconds, "scores": scores}
-                record["flicker"] = temporal_flickering(frames)
-                if sample.flow is not None:
-                    record["warp"] = warp_error(frames, sample.flow, sample.seen)
+                record |= {"control": asdict(control), "seconds": seconds}
+                record |= measures(frames)
                 store.add(row, f"{scene}_{name}", frames)
                 records.add(record)
                 clips[row] = frames

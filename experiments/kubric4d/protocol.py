@@ -1,7 +1,7 @@
 """What one evaluation compares: a source clip, a move, the true target clip, the occluded pixels."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -12,7 +12,10 @@ from experiments.kubric4d import layout, pointcloud, rendered, rig
 from experiments.kubric4d.controls import Control
 from recapture_jax.camera.pinhole import Camera
 from recapture_jax.camera.trajectory import Trajectory, pivot_depth_from_depth
+from recapture_jax.evaluation.images import frame_scores
 from recapture_jax.evaluation.occlusion import occluded
+from recapture_jax.evaluation.perceptual import Lpips
+from recapture_jax.evaluation.temporal import temporal_flickering, warp_error
 from recapture_jax.video import resize
 
 SIZES = {"tiny": (64, 96), "small": (96, 144), "full": (256, 384)}
@@ -125,3 +128,26 @@ def recorded_sample(
         np.stack(hidden),
         "splat" if faithful else "splat, clean",
     )
+
+
+def judge(sample: Sample, lpips: Sequence[Lpips] = ()) -> Callable[[np.ndarray], dict]:
+    """From a clip `[T, H, W, 3]` in [0, 1], as large as the sample's, to what a record says of it.
+
+    "scores" of every frame, "flicker" and, where the truth's flow is known, "warp".
+
+    Args:
+        sample: with the truth.
+        lpips: perceptual distances to take.
+    """
+    distances = [distance.against(sample.truth, sample.occluded) for distance in lpips]
+
+    def measures(frames: np.ndarray) -> dict:
+        scores = frame_scores(frames, sample.truth, sample.occluded)
+        for distance in distances:
+            scores |= distance(frames)
+        found = {"scores": scores, "flicker": temporal_flickering(frames)}
+        if sample.flow is not None:
+            found["warp"] = warp_error(frames, sample.flow, sample.seen)
+        return found
+
+    return measures

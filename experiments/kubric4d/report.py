@@ -73,15 +73,26 @@ def table(records: list[dict], average: str) -> str:
     ]
     for row in (*CLASSICAL, *MODEL):
         if row in values:
-            cells = [_cell(values[row], n, DIGITS[n.split("_")[0]]) for n in names]
-            cells += [_cell(values[row], "flicker", 3), _cell(values[row], "warp", 2)]
+            cells = [cell(values[row], n, DIGITS[n.split("_")[0]]) for n in names]
+            cells += [cell(values[row], "flicker", 3), cell(values[row], "warp", 2)]
             cells.append(f"{_median(values[row]['seconds']):.1f}")
             lines.append(f"| {LABELS[row]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(measures, name: str, digits: int) -> str:
+def cell(measures: dict[str, dict[str, float]], name: str, digits: int) -> str:
+    """Mean ± half-width of a measure over scenes, '-' where it was not taken."""
     return text(interval(list(measures[name].values())), digits) if name in measures else "-"
+
+
+def difference(
+    new: dict[str, dict[str, float]], old: dict[str, dict[str, float]], name: str, digits: int
+) -> str:
+    """The same of what a measure gained, paired by scene; bold if the interval excludes zero."""
+    after, before = new.get(name, {}), old.get(name, {})
+    found = interval([after[s] - before[s] for s in sorted(after.keys() & before.keys())])
+    said = text(found, digits)
+    return f"**{said}**" if found.excludes_zero else said
 
 
 def _median(scenes: dict[str, float]) -> float:
@@ -98,12 +109,8 @@ def differences(records: list[dict], average: str) -> str:
     lines = []
     for row, before in COMPARED:
         if row in values and before in values:
-            cells = []
-            for name in names:
-                new, old = (values[r].get(name, {}) for r in (row, before))
-                found = interval([new[s] - old[s] for s in sorted(new.keys() & old.keys())])
-                cell = text(found, DIGITS[name.split("_")[0]])
-                cells.append(f"**{cell}**" if found.excludes_zero else cell)
+            pair = values[row], values[before]
+            cells = [difference(*pair, n, DIGITS[n.split("_")[0]]) for n in names]
             lines.append(f"| {LABELS[row]} against {LABELS[before]} | " + " | ".join(cells) + " |")
     if not lines:
         return ""

@@ -5,13 +5,16 @@ component more than the row before it.
 """
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import command
 from experiments.kubric4d.protocol import Sample
+from recapture_jax import config as configuration
 from recapture_jax import sharding
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.evaluation.optional import require
@@ -48,6 +51,26 @@ COMPARED = (
 )
 """Pairs (row, the row it is compared with): each component, and the whole against the best without a model."""
 FPS = 24.0
+
+
+def configured(variant: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """The configuration of the rows; changes: each "group.field=value".
+
+    Raises:
+        InputError: no such field, or a bad value.
+    """
+    config = configuration.default_config(variant)
+    config.anchor.tearing = 0.0  # the depth is exact, so nothing is torn
+    for assignment in changes:
+        command.change(config, assignment)
+    configuration.validate(config)
+    return config
+
+
+def groups(config: ConfigDict) -> dict:
+    """What of a configuration the rows depend on, as JSON has it."""
+    told = json.loads(config.to_json())
+    return {n: told[n] for n in ("anchor", "model", "lora", "tune", "generate", "seed")}
 
 
 def anchor_of(sample: Sample, config: ConfigDict) -> Anchor:
@@ -124,6 +147,9 @@ class ModelRows:
         config: configuration of a run; its tuning fits every LoRA for `tune.steps`.
         sample: of any size; results come back at its size.
         size: (height, width) the model works at.
+
+    Attributes:
+        fitted: LoRAs by name; one put there is not fitted again.
     """
 
     def __init__(
@@ -133,11 +159,14 @@ class ModelRows:
         self.output_size = sample.source.shape[1:3]
         self.sample = at_size(sample, size)
         self.anchor = Lazy(lambda: anchor_of(self.sample, config))
-        self._fitted: dict[str, dict] = {}
+        self.fitted: dict[str, dict] = {}
 
-    def frames(self, row: str) -> np.ndarray:
-        """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size."""
-        generate = ConfigDict(self.config.generate)
+    def frames(self, row: str, generate: ConfigDict | None = None) -> np.ndarray:
+        """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size.
+
+        generate: how it is sampled; None: as the configuration says.
+        """
+        generate = ConfigDict(generate or self.config.generate)
         if row in FREE:
             row = LADDER[FREE.index(row)]
             generate.known_weight, generate.keep_pixels = 0.0, False
@@ -154,9 +183,9 @@ class ModelRows:
         return resize.resize(made, self.output_size)
 
     def _lora(self, name: str) -> dict:
-        if name not in self._fitted:
-            self._fitted[name] = self._fit(name)
-        return self._fitted[name]
+        if name not in self.fitted:
+            self.fitted[name] = self._fit(name)
+        return self.fitted[name]
 
     def _fit(self, name: str) -> dict:
         cfg, anchor = self.config, self.anchor()
@@ -166,7 +195,8 @@ class ModelRows:
             return self._tuned("spatial", {"source": data}, {})
         if name == "temporal_unmasked":
             anchor = dataclasses.replace(anchor, mask=np.ones_like(anchor.mask))
-        data = tune_stage.anchor_data(self.model, anchor, cfg.model, cfg.generate, cfg.seed)
+        groups = cfg.model, cfg.generate, cfg.seed, cfg.tune.known
+        data = tune_stage.anchor_data(self.model, anchor, *groups)
         frozen = {"spatial": self._lora("spatial")} if name == "temporal_beside_spatial" else {}
         return self._tuned("temporal", {"anchor": data}, frozen)
 

@@ -41,6 +41,11 @@ def unconditional(cond: Conditioning) -> Conditioning:
     )
 
 
+def doubled(cond: Any, unconditional: Callable[[Any], Any] = unconditional) -> Any:
+    """The conditioning of both passes, batch 2 B, the unconditional half first."""
+    return jax.tree.map(lambda *halves: jnp.concatenate(halves), unconditional(cond), cond)
+
+
 def guidance_ramp(minimum: float, maximum: float, frames: int) -> np.ndarray:
     """`[T]` float32 scales rising linearly from the first frame to the last (SVD: 1 to 2.5 or 3).
 
@@ -86,9 +91,8 @@ def with_guidance(
         if x.shape[1] != len(scale):
             raise ValueError(f"{len(scale)} guidance scales for {x.shape[1]} frames")
         sigma = at_least_float32(sigma)
-        both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
         sigmas = jnp.concatenate([sigma, sigma]) if sigma.ndim else sigma
-        answer = denoise(jnp.concatenate([x, x]), sigmas, both)
+        answer = denoise(jnp.concatenate([x, x]), sigmas, doubled(cond, unconditional))
         uncond, cond_only = jnp.split(answer, 2)
         g = scale.reshape((1, -1) + (1,) * (x.ndim - 2))
         # At g = 1 the formula would return D_c only up to rounding.

@@ -41,7 +41,8 @@ class Lpips:
         name: str,
     ):
         self.name = name
-        self._maps = xla.jit(functools.partial(_distance_maps, features, tuple(heads)))
+        self._layers = xla.jit(functools.partial(_unit_layers, features))
+        self._apart = xla.jit(functools.partial(_apart, tuple(heads)), static_argnames="size")
 
     def distance(self, result, truth, region: np.ndarray | None = None) -> float:
         """Distance of two frames `[H, W, 3]` in [0, 1], over all pixels or a region `[H, W]`.
@@ -49,46 +50,59 @@ class Lpips:
         Raises:
             InputError: frames of less than 64 pixels a side.
         """
-        return _over(self._of(result, truth), region)
+        return _over(self._compare(result, np.shape(truth)[:2], self._of(truth)), region)
 
     def frame_scores(self, result, truth, occluded) -> dict[str, list[float]]:
         """`lpips_<network>_all`, `_occ` and `_vis` of every frame; see `images.frame_scores`."""
-        scores: dict[str, list[float]] = {f"lpips_{self.name}_{r}": [] for r in REGIONS}
-        for frame, true, hidden in zip(result, truth, occluded, strict=True):
-            maps = self._of(frame, true)
-            for name, region in regions(np.asarray(hidden)).items():
-                scores[f"lpips_{self.name}_{name}"].append(_over(maps, region))
+        return self.against(truth, occluded)(result)
+
+    def against(self, truth, occluded) -> Callable[[np.ndarray], dict[str, list[float]]]:
+        """`frame_scores` of clips `[T, H, W, 3]` with one truth, whose features are taken once."""
+        known = [self._of(frame) for frame in truth]
+        size = np.shape(truth)[1:3]
+
+        def scores(result) -> dict[str, list[float]]:
+            found: dict[str, list[float]] = {f"lpips_{self.name}_{r}": [] for r in REGIONS}
+            for frame, layers, hidden in zip(result, known, occluded, strict=True):
+                apart = self._compare(frame, size, layers)
+                for name, region in regions(np.asarray(hidden)).items():
+                    found[f"lpips_{self.name}_{name}"].append(_over(apart, region))
+            return found
+
         return scores
 
-    def _of(self, result, truth) -> list[np.ndarray]:
-        height, width = np.shape(truth)[:2]
+    def _of(self, frame) -> list[jax.Array]:
+        height, width = np.shape(frame)[:2]
         if min(height, width) < SMALLEST:
             raise InputError(
                 f"LPIPS of {height}x{width} pixels: expected at least {SMALLEST} a side"
             )
-        pair = jnp.stack([jnp.asarray(x, jnp.float32) for x in (result, truth)])
-        return jax.device_get(self._maps(pair))
+        return self._layers(jnp.asarray(frame, jnp.float32))
+
+    def _compare(self, frame, size, layers) -> tuple[np.ndarray, np.ndarray]:
+        return jax.device_get(self._apart(self._of(frame), layers, size=tuple(size)))
 
 
-def _distance_maps(features, heads, pair) -> list[jax.Array]:
-    """Distance `[h, w]` of the two images of `pair` `[2, H, W, 3]` in each layer."""
-    shift, scale = (jnp.asarray(c, pair.dtype).reshape(1, 1, 1, 3) for c in (_SHIFT, _SCALE))
-    layers = features((2.0 * pair - 1.0 - shift) / scale)
-    maps = []
-    for layer, head in zip(layers, heads, strict=True):
-        length = jnp.sqrt(jnp.sum(jnp.square(layer), axis=-1, keepdims=True))
-        unit = layer / (length + 1e-10)
-        maps.append(jnp.square(unit[0] - unit[1]) @ head)
-    return maps
+def _unit_layers(features, image) -> list[jax.Array]:
+    """Features `[h, w, C]` of an image `[H, W, 3]`, of length one, layer by layer."""
+    shift, scale = (jnp.asarray(c, image.dtype).reshape(1, 1, 1, 3) for c in (_SHIFT, _SCALE))
+    layers = features((2.0 * image[None] - 1.0 - shift) / scale)
+    lengths = (jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) for x in layers)
+    return [(x / (n + 1e-10))[0] for x, n in zip(layers, lengths, strict=True)]
 
 
-def _over(maps: list[np.ndarray], region: np.ndarray | None) -> float:
+def _apart(heads, result, truth, size) -> tuple[jax.Array, jax.Array]:
+    """Distance of two images and its map `[H, W]`, from their layers."""
+    maps = [jnp.square(a - b) @ w for a, b, w in zip(result, truth, heads, strict=True)]
+    resized = (jax.image.resize(m, size, "linear", antialias=False) for m in maps)
+    return sum(m.mean() for m in maps), sum(resized)
+
+
+def _over(apart: tuple[np.ndarray, np.ndarray], region: np.ndarray | None) -> float:
+    mean, over_pixels = apart
     if region is None:
-        return float(sum(m.mean() for m in maps))
-    if not region.any():
-        return float("nan")
-    total = sum(jax.image.resize(m, region.shape, "linear", antialias=False) for m in maps)
-    return float(np.asarray(total)[region].mean())
+        return float(mean)
+    return float(over_pixels[region].mean()) if region.any() else float("nan")
 
 
 def load(network: str = "vgg") -> Lpips:

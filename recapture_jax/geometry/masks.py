@@ -48,14 +48,22 @@ def min_pool(mask: jax.Array, factor: int) -> jax.Array:
     Raises:
         InputError: when H or W is not a multiple of the factor (a latent has no part of a cell).
     """
+    return _blocks(mask, factor).all(axis=(-3, -1))
+
+
+def mean_pool(mask: jax.Array, factor: int) -> jax.Array:
+    """Share of the f x f pixels of each latent that is known, float32; shapes and errors of `min_pool`."""
+    return _blocks(mask, factor).mean(axis=(-3, -1), dtype=jnp.float32)
+
+
+def _blocks(mask: jax.Array, factor: int) -> jax.Array:
     *lead, height, width = mask.shape
     if height % factor or width % factor:
         raise InputError(
             f"a mask of {height}x{width} pixels does not divide into {factor}x{factor} blocks: "
             "resize the clip to a multiple first"
         )
-    blocks = mask.reshape(*lead, height // factor, factor, width // factor, factor)
-    return blocks.all(axis=(-3, -1))
+    return mask.reshape(*lead, height // factor, factor, width // factor, factor)
 
 
 def hole_share(mask: jax.Array) -> jax.Array:

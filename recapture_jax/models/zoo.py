@@ -92,10 +92,10 @@ def abstract_params(component: str, config: Mapping[str, Any]) -> dict:
 
 
 def cast_params(params: Mapping[str, Any], dtype) -> dict[str, Any]:
-    """The parameters of all components as a run in `dtype` holds them."""
+    """The parameters of all components as a run in `dtype` holds them, on the host or on a device as they were."""
     flat = flatten_dict(params, sep="/")
     kept = {path: jnp.float32 if _FLOAT32.fullmatch(path) else dtype for path in flat}
-    return unflatten_dict({path: jnp.asarray(x, kept[path]) for path, x in flat.items()}, sep="/")
+    return unflatten_dict({path: x.astype(kept[path]) for path, x in flat.items()}, sep="/")
 
 
 def init_params(component: str, config: Mapping[str, Any], seed: int) -> dict:

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from scipy import ndimage
 
 from recapture_jax import progress, sharding
-from recapture_jax.diffusion.guidance import Conditioning, guidance_ramp, unconditional
+from recapture_jax.diffusion.guidance import Conditioning, doubled, guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas, karras_tail
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise, start_from_video
 from recapture_jax.diffusion.windows import blend_weights
@@ -55,7 +55,14 @@ def generate(
     Raises:
       InputError: windows that do not advance.
     """
-    mesh = mesh or sharding.one_device()
+    latents = _sample(model, anchor, loras, group, config, seed, mesh or sharding.one_device())
+    frames = model.decode(latents, config.decode_chunk or len(anchor.frames))
+    frames = np.asarray(frames, np.float32)
+    return keep_pixels(frames, anchor) if config.keep_pixels else frames
+
+
+def _sample(model, anchor, loras, group, config, seed, mesh) -> jax.Array:
+    """The clip's latents `[T, h, w, c]`. What the U-Net holds on the device is gone when this returns."""
     num_frames = len(anchor.frames)
     starts, length = tune.windows_of(model, num_frames, group)
     cond = tune.window_conditions(model, anchor, starts, length, config, seed)
@@ -82,10 +89,7 @@ def generate(
         x = start_from_video(latents, second, sigmas[0])
         latents = sampler.run(params, x, sigmas, "sdedit")
 
-    latents = jnp.asarray(jax.device_get(latents[0]))
-    frames = model.decode(latents, config.decode_chunk or num_frames)
-    frames = np.asarray(frames, np.float32)
-    return keep_pixels(frames, anchor) if config.keep_pixels else frames
+    return jnp.asarray(jax.device_get(latents[0]))
 
 
 def keep_pixels(frames: np.ndarray, anchor: Anchor) -> np.ndarray:
@@ -167,9 +171,8 @@ class _Sampler:
         tables = []
         for k in range(len(self.starts)):
             cond = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], self.cond)
-            # Guidance doubles the batch, unconditional half first: so must the tables.
-            both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
-            tables.append(model.tables(params, both if guided else cond))
+            # Guidance doubles the batch, and so must the tables.
+            tables.append(model.tables(params, doubled(cond) if guided else cond))
         if len(tables) == 1:
             return Partial(model.sampling_denoiser(place), params, tables[0]), scales
         denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None, place)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from recapture_jax.checkpoints import TrainCheckpoints
 from recapture_jax.diffusion.guidance import Conditioning, unconditional
 from recapture_jax.diffusion.windows import plan_windows
 from recapture_jax.errors import InputError
-from recapture_jax.geometry.masks import min_pool
+from recapture_jax.geometry.masks import mean_pool, min_pool
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages.anchor import Anchor
 from recapture_jax.stages.video_model import VideoModel
@@ -66,9 +67,17 @@ def condition_on(
     )
 
 
-def known_mask(model: VideoModel, anchor: Anchor) -> jax.Array:
-    """`[1, T, h, w]` bool: the latents of the anchor whose pixels are all known."""
-    return min_pool(jnp.asarray(anchor.mask), model.factor)[None]
+def known_mask(model: VideoModel, anchor: Anchor, rule: str = "all") -> jax.Array:
+    """`[1, T, h, w]`: the latents of the anchor that count as known.
+
+    `rule`: 'all', those whose pixels are all known (bool); 'any', those with one that is (bool); 'share',
+    weights, the share of their pixels that is known (float32).
+    """
+    mask = jnp.asarray(anchor.mask)
+    if rule == "all":
+        return min_pool(mask, model.factor)[None]
+    share = mean_pool(mask, model.factor)[None]
+    return share if rule == "share" else share > 0
 
 
 def windows_of(model: VideoModel, num_frames: int, group) -> tuple[np.ndarray, int]:
@@ -98,16 +107,19 @@ def window_conditions(
     return jax.tree.map(lambda *x: jnp.concatenate(x), *conds)
 
 
-def anchor_data(model: VideoModel, anchor: Anchor, group, generate, seed: int) -> AnchorData:
+def anchor_data(
+    model: VideoModel, anchor: Anchor, group, generate, seed: int, known: str = "all"
+) -> AnchorData:
     """Encodes the anchor once.
 
     Args:
       group: the `model` group; generate: the `generate` group.
+      known: which latents are, see `known_mask`.
 
     Raises:
       InputError: if no latent of the whole anchor is known.
     """
-    mask = known_mask(model, anchor)
+    mask = known_mask(model, anchor, known)
     if not bool(mask.any()):
         raise InputError(
             "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
@@ -211,12 +223,11 @@ class Tuner:
             used = sharding.devices_used(self.mesh.shape, tune.draws, frames, over)
             _say_what_is_idle(self.mesh, used, frames)
         numbers = settings(tune, self.model.networks.unet.config.stride)
-        place = sharding.place_batch(self.mesh, over)
-        step = make_step(self.model.network, numbers, trained, place)
         loras = {kind: self.init(kind) for kind in trained}
         state = init_state(loras, numbers, self.config.seed)
         if together:
-            step, state = batched(step, over), stack_states(state, together)
+            state = stack_states(state, together)
+        step = _step(self.model.networks, numbers, trained, self.mesh, over, bool(together))
         with contextlib.ExitStack() as stack:
             checkpoints = None
             if folder is not None:
@@ -237,6 +248,14 @@ class Tuner:
                 metrics=metrics,
             )
         return jax.device_get(state["lora"]), record
+
+
+@functools.lru_cache
+def _step(networks, numbers: Settings, trained: tuple[str, ...], mesh, over, together: bool):
+    """One function for all fits that are alike, so that it compiles once."""
+    network = VideoModel(networks, {}, {}).network
+    step = make_step(network, numbers, trained, sharding.place_batch(mesh, over))
+    return batched(step, over) if together else step
 
 
 def _say_what_is_idle(mesh: jax.sharding.Mesh, used: int, frames: int) -> None:

@@ -27,7 +27,7 @@ class VideoModel:
 
     Attributes:
       networks: modules.
-      params: `{"unet": ..., "vae": ..., "image_encoder": ...}`.
+      params: `{"unet": ..., "vae": ..., "image_encoder": ...}`; numpy's go to the device for each program anew.
       config: the dictionary the networks were built from.
     """
 

@@ -42,7 +42,7 @@ class AnchorData:
 
     Attributes:
       latents: `[K, T, h, w, c]`, scaled latents of the anchor, or of K windows of it.
-      mask: `[K, T, h, w]` bool, True where the anchor is known.
+      mask: `[K, T, h, w]` bool, True where the anchor is known, or weights in [0, 1].
       cond: conditioning of each window on its first frame, batch K.
     """
 
@@ -262,10 +262,10 @@ def make_step(
 
 
 def batched(step, over: str | None = None):
-    """`step` for R trajectories of one clip at once: `state["lora"]` and `["opt_state"]` and all of `data` have a
-    leading axis R; the base, `frozen`, the seed and the count of steps are those of all.
+    """`step` for R trajectories of one clip at once, each tuned as it would be alone, noise included.
 
-    Each is tuned as it would be alone, noise included; the base weights are read once for all of them.
+    `state["lora"]`, `state["opt_state"]` and all of `data` have a leading axis R; the base, `frozen`, the seed and
+    the count of steps are those of all. The base weights are read once for all of them.
 
     Args:
       step: from `make_step`.
@@ -286,7 +286,5 @@ def batched(step, over: str | None = None):
 
 def stack_states(state: dict, count: int) -> dict:
     """The state of `count` trajectories that all begin at `state`, for `batched`."""
-    several = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (count, *x.shape)), (state["lora"], state["opt_state"])
-    )
-    return state | dict(zip(("lora", "opt_state"), several, strict=True))
+    own = {name: state[name] for name in ("lora", "opt_state")}
+    return state | jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 from jax.tree_util import Partial
 
-from recapture_jax.diffusion.guidance import guidance_ramp, unconditional
+from recapture_jax.diffusion.guidance import doubled, guidance_ramp
 from recapture_jax.diffusion.karras import karras_sigmas
 from recapture_jax.diffusion.sampling import sample_steps, start_from_noise
 from recapture_jax.models import zoo
@@ -145,9 +145,8 @@ def cond(model, request_):
 
 def sample(model, cond, noise):
     sigmas = karras_sigmas(STEPS)
-    both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), unconditional(cond), cond)
     params = model.params["unet"]
-    denoise = Partial(model.sampling_denoiser(), params, model.tables(params, both))
+    denoise = Partial(model.sampling_denoiser(), params, model.tables(params, doubled(cond)))
     x = start_from_noise(jnp.asarray(noise), sigmas[0])
     return sample_steps(denoise, x, sigmas, cond, guidance=guidance_ramp(1.0, 3.0, FRAMES))
 

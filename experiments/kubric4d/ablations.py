@@ -1,0 +1,242 @@
+"""The paper's open questions: what a changed configuration does to the result, on validation scenes.
+
+    python -m experiments.kubric4d.ablations --scenes=10
+    python -m experiments.kubric4d.ablations --questions=loss,rank --change=tune.loss=eps,lora.rank=4
+
+Fields of the configuration are changed, and the result is compared with the unchanged one scene by scene: the full
+method, sampled as the configuration says and freely, as in the paper (nothing but the LoRAs ties the sampler to the
+anchor). A run that was stopped goes on where it was; questions can be added later.
+"""
+
+import json
+import time
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import command
+from experiments.kubric4d import controls, protocol, report, rows
+from experiments.kubric4d.protocol import SIZES, Sample
+from experiments.kubric4d.records import Records
+from recapture_jax import config as configuration
+from recapture_jax import first_stage, weights
+from recapture_jax.errors import InputError
+from recapture_jax.evaluation import perceptual
+from recapture_jax.progress import say
+
+QUESTIONS = {
+    "condition": (
+        "What image is the spatial step conditioned on? Default: the first frame of the clip",
+        ("tune.spatial_condition=frame", "tune.spatial_condition=none"),
+    ),
+    "loss": ("v- or eps-weighting of the losses? Default: v", ("tune.loss=eps",)),
+    "targets": (
+        "Which layers does the temporal LoRA adapt? Default: attention over time alone",
+        ("lora.temporal_targets=temporal_all_linear",),
+    ),
+    "mask": (
+        "When is a latent of the anchor known? Default: when all its pixels are",
+        ("tune.known=share", "tune.known=any"),
+    ),
+    "augment": ("Is the source augmented? Default: yes", ("tune.augment=false",)),
+    "guidance": (
+        "How much guidance? Default of the small prior: none",
+        tuple(f"generate.max_guidance={g}" for g in (1.5, 2.0, 3.0)),
+    ),
+    "known": (
+        "Is the sampler held to what is known? Default of the small prior: in latents, and its pixels are kept",
+        (
+            "generate.keep_pixels=false",
+            "generate.known_weight=0",
+            "generate.known_weight=0.5",
+            "generate.known_sigma_min=1",
+        ),
+    ),
+    "sdedit": (
+        "From which noise level does SDEdit start? Default of the small prior: 2",
+        ("generate.sdedit_sigma=1", "generate.sdedit_sigma=4"),
+    ),
+    "steps": ("How long is tuned? Default of the small prior: 150 steps", ("tune.steps=75",)),
+    "rank": ("Which rank? Default: 16", ("lora.rank=4",)),
+    "rate": (
+        "Which rate has the spatial LoRA? Default of the small prior: a quarter of the temporal one's",
+        ("tune.spatial_rate=1",),
+    ),
+}
+DEFAULT = ""
+MODES = {"full": "as configured", "free_full": "free"}
+MEASURES = ("psnr_all", "lpips_vgg_all", "psnr_occ", "lpips_vgg_occ")
+# What only matters where the sampler is held to the anchor.
+_HELD = {"generate.known_weight", "generate.known_sigma_min", "generate.keep_pixels"}
+_NOT_SPATIAL = {"lora.temporal_targets", "tune.known", "tune.draws", "tune.window"}
+
+
+def parse(arguments: list[str] | None = None) -> flags.FlagValues:
+    """The command line.
+
+    Raises:
+        InputError: a bad flag.
+    """
+    values = flags.FlagValues()
+    own = {"flag_values": values}
+    whole, pick = flags.DEFINE_integer, flags.DEFINE_enum
+    whole("scenes", 2, "how many", lower_bound=1, **own)
+    whole("first", 0, "number of the first", lower_bound=0, **own)
+    whole("seed", 0, "of scenes and moves", lower_bound=0, **own)
+    pick("split", "validation", ["train", "validation"], "of the scenes", **own)
+    pick("size", "small", list(SIZES), "of the clips", **own)
+    pick("variant", "small", list(configuration.VARIANTS), "of the configuration", **own)
+    flags.DEFINE_list("questions", list(QUESTIONS), "which to ask; none: ''", **own)
+    told = "a question of your own: group.field=value, several joined by commas; may be repeated"
+    flags.DEFINE_multi_string("change", [], told, **own)
+    flags.DEFINE_multi_string("set", [], "group.field=value for all, the default included", **own)
+    pick("lpips", "vgg", ["vgg", "none"], "network", **own)
+    command.define_path("out", "outputs/ablations", "folder of the results", values)
+    return command.parse(values, arguments, __doc__)
+
+
+def fields(change: str) -> set[str]:
+    """Names of the fields that a change changes."""
+    return {part.partition("=")[0] for part in change.split(",")} - {""}
+
+
+def changed(config: ConfigDict, change: str) -> ConfigDict:
+    """A copy of the configuration with the fields of a change.
+
+    Raises:
+        InputError: no such field, or a bad value.
+    """
+    config = config.copy_and_resolve_references()
+    for assignment in filter(None, change.split(",")):
+        command.change(config, assignment)
+    configuration.validate(config)
+    return config
+
+
+def modes(change: str) -> tuple[str, ...]:
+    """The rows in which a change differs from the default."""
+    return ("full",) if fields(change) and fields(change) <= _HELD else tuple(MODES)
+
+
+class Fits:
+    """The clips of one sample by change; changes that tune alike share their LoRAs.
+
+    Args:
+        model: video model.
+        config: the default one.
+        sample, size: as of `rows.ModelRows`.
+    """
+
+    def __init__(self, model, config: ConfigDict, sample: Sample, size: tuple[int, int]):
+        self._args, self.config = (model, sample, size), config
+        self._rows: dict[str, rows.ModelRows] = {}
+
+    def frames(self, row: str, change: str):
+        """The clip of a row under a change."""
+        config = changed(self.config, change)
+        return self._tuned(change, config).frames(row, config.generate)
+
+    def _tuned(self, change: str, config: ConfigDict) -> rows.ModelRows:
+        key = json.dumps([config[g].to_dict() for g in ("anchor", "model", "lora", "tune")])
+        if key not in self._rows:
+            model, sample, size = self._args
+            made = self._rows[key] = rows.ModelRows(model, config, sample, size)
+            default = self._tuned(DEFAULT, self.config)
+            if fields(change) <= _NOT_SPATIAL and "spatial" in default.fitted:
+                made.fitted["spatial"] = default.fitted["spatial"]
+        return self._rows[key]
+
+
+def asked(given: flags.FlagValues) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The questions of the command line.
+
+    Raises:
+        InputError: an unknown one.
+    """
+    names = [n for n in given.questions if n]
+    if unknown := [n for n in names if n not in QUESTIONS]:
+        raise InputError(f"--questions={unknown[0]}: expected some of {', '.join(QUESTIONS)}")
+    own = {"own": ("Changes of the command line", tuple(given.change))} if given.change else {}
+    return {n: QUESTIONS[n] for n in names} | own
+
+
+def document(lines: list[dict], questions: dict, about: str) -> str:
+    """The page: for each question the differences to the default, paired by scene, frames 1-13."""
+    values = report.by_scene(lines, "1-13")
+    names = [m for m in MEASURES if any(m in v for v in values.values())]
+    scenes = len({r["scene"] for r in lines})
+    heads = [report.heading(n) for n in names]
+    parts = [
+        f"{scenes} scenes, {about}; frames 1-13, mean over scenes ± half-width of the 95 % interval. Rows of changes "
+        "are differences to the default, paired by scene; bold: the interval excludes zero."
+    ]
+    for question, changes in questions.values():
+        table = ["| | sampled | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+        for mode, said in MODES.items():
+            old = values.get(_key(mode, DEFAULT), {})
+            cells = [report.cell(old, n, _digits(n)) for n in names]
+            table.append(f"| default | {said} | " + " | ".join(cells) + " |")
+        for change in changes:
+            for mode in modes(change):
+                new, old = (values.get(_key(mode, v), {}) for v in (change, DEFAULT))
+                cells = [report.difference(new, old, n, _digits(n)) for n in names]
+                table.append(f"| `{change}` | {MODES[mode]} | " + " | ".join(cells) + " |")
+        parts += [f"## {question}", "\n".join(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _key(mode: str, change: str) -> str:
+    return f"{mode} {change}".strip()
+
+
+def _digits(measure: str) -> int:
+    return report.DIGITS[measure.split("_")[0]] + measure.startswith("lpips")
+
+
+def run(given: flags.FlagValues) -> str:
+    """Measures what is missing and returns the page.
+
+    Raises:
+        InputError: bad flags, or a package that a measure needs is missing.
+    """
+    questions = asked(given)
+    config = rows.configured(given.variant, given.set)
+    changes = list(dict.fromkeys([DEFAULT, *(v for _, vs in questions.values() for v in vs)]))
+    for change in changes:
+        changed(config, change)  # refuses a bad one before any work
+    size = SIZES[given.size]
+    settings = {
+        "size": list(size),
+        "data": f"rendered, {given.split} split, seed {given.seed}",
+        "lpips": given.lpips,
+        "config": rows.groups(config),
+    }
+    lpips = [] if given.lpips == "none" else [perceptual.load(given.lpips)]
+    records = Records(given.out, settings)
+    wanted = [(mode, change) for change in changes for mode in modes(change)]
+    names = [f"scn{i:05d}" for i in range(given.first, given.first + given.scenes)]
+    moves = controls.generate(names, 1, given.seed)
+    model = rows.Lazy(lambda: weights.load_model(configuration.resolve_path(config.model.path)))
+    with first_stage.compilation(config):
+        for scene in names:
+            ((sample_name, control),) = moves[scene].items()
+            missing = [w for w in wanted if not records.has(scene, sample_name, _key(*w))]
+            if not missing:
+                continue
+            index = int(scene.removeprefix("scn"))
+            sample = protocol.rendered_sample(index, control, size, given.split, given.seed)
+            fits, measures = Fits(model(), config, sample, size), protocol.judge(sample, lpips)
+            for mode, change in missing:
+                begin = time.perf_counter()
+                frames = fits.frames(mode, change)
+                record = {"scene": scene, "sample": sample_name, "row": _key(mode, change)}
+                record["seconds"] = time.perf_counter() - begin
+                records.add(record | measures(frames))
+                say(f"{scene} {_key(mode, change)}: {record['seconds']:.1f} s")
+    page = document(records.lines, questions, settings["data"])
+    (given.out / "ablations.md").write_text(page)
+    return page
+
+
+if __name__ == "__main__":
+    command.main(lambda: run(parse()))
