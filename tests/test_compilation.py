@@ -37,7 +37,13 @@ def _keep_programs(directory, least):
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     compilation_cache.reset_cache()
+    _forget()
+
+
+def _forget():
+    """As a new process has it."""
     jax.clear_caches()
+    loop._compile.cache_clear()
 
 
 def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noqa: F811
@@ -47,8 +53,7 @@ def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noq
     pipeline.run(config)
     assert events["cache_misses"] > 10  # all of it was new
     events.clear()
-    jax.clear_caches()  # as a new process
-    loop._compile.cache_clear()
+    _forget()
     again = configure(home, root="again", moves="orbit left 5", seed=3)
     again.output.compilation_cache = True
     assert set(pipeline.run(again).stages.values()) == {"computed"}
