@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test parity-full lint format bench bench-mid smoke clean
+.PHONY: demo test parity-full lint format bench bench-mid memory smoke clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m recapture_jax.main --config=configs/orbit.py
@@ -33,6 +33,14 @@ bench: $(VENV)/.test
 # About 100 M parameters, against compiled PyTorch.
 bench-mid: $(VENV)/.test
 	$(BIN)/python -m experiments.bench.steps --size=mid --reference=compiled
+
+# Plans of XLA:CPU at full size, nothing runs: minutes.
+memory: $(VENV)/.test
+	$(BIN)/python -m experiments.bench.memory --stage=tune
+	$(BIN)/python -m experiments.bench.memory --stage=tune --frames=25
+	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=14
+	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=25
+	$(BIN)/python -m experiments.bench.memory --stage=decode
 
 $(VENV)/.base: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

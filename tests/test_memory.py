@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import pytest
 from tiny import CONFIG
 
-from experiments.bench.memory import Case, compile_step, report, saved_bytes
+from experiments.bench.memory import (
+    Case,
+    compile_decode,
+    compile_sample,
+    compile_step,
+    report,
+    saved_bytes,
+)
 from recapture_jax.config import default_config
 from recapture_jax.models.unet import UNetConfig
+from recapture_jax.models.vae import VAEConfig
 from recapture_jax.preflight import Estimate
 
 MIB = 2**20
@@ -18,7 +26,17 @@ SVD = UNetConfig()
 
 
 def case(**options):
-    return Case(UNetConfig.from_dict(CONFIG["unet"]), 4, 256, 384, rank=4, **options)
+    vae = VAEConfig.from_dict(CONFIG["vae"])
+    return Case(UNetConfig.from_dict(CONFIG["unet"]), 4, 256, 384, rank=4, vae=vae, **options)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What a run is told before it starts."""
+    config = default_config("small")
+    config.lora.rank, config.tune.window = 4, 1
+    config.generate.max_guidance = 3.0
+    return Estimate(CONFIG | {"num_frames": 4}, config, jnp.float32, 4, (256, 384))
 
 
 # Measured with jax 0.10.2 (MiB), each bound 15 % above.
@@ -29,12 +47,18 @@ def test_kept_for_the_backward_pass_at_full_size(remat, measured):
     assert saved_bytes(full) < 1.15 * measured * MIB
 
 
-def test_temporaries_of_the_compiled_step():
+def test_temporaries_of_the_compiled_step(told):
     plain = report(compile_step(case(remat="none", attention="xla")))["temporaries"]
     lean = report(compile_step(case(remat="full", attention="chunked")))["temporaries"]
     assert lean < plain / 4
-    config = default_config("small")
-    config.lora.rank, config.tune.window = 4, 1
-    told = Estimate(CONFIG | {"num_frames": 4}, config, jnp.float32, 4, (256, 384))
-    assert 0.4 < lean / told.tune("full").working < 1.2  # what a run is told before it starts
+    assert 0.4 < lean / told.tune("full").working < 1.2
     assert lean < 1.15 * 96 * MIB
+
+
+def test_sampling_and_decoding_hold_what_xla_plans(told):
+    lean = case(attention="chunked")
+    plan = report(compile_sample(lean))["temporaries"]
+    assert 0.4 < plan / told.sample().working < 1.2
+    plan = report(compile_decode(lean, 4))["temporaries"]
+    assert 0.4 < plan / told.decode(0).working < 1.2
+    assert told.decode(2).working < 0.6 * told.decode(0).working

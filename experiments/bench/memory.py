@@ -1,12 +1,13 @@
-"""Memory and FLOPs of one temporal tuning step, before any device is rented.
+"""Memory and FLOPs of one temporal tuning step, sampling step or decoding, before any device is rented.
 
-`python -m experiments.bench.memory [--frames=14 --height=576 --width=1024 --remat=full
+`python -m experiments.bench.memory [--stage=tune --frames=14 --height=576 --width=1024 --remat=full
 --attention=chunked --dtype=bfloat16]`: nothing is allocated and nothing runs; all is from shapes.
 
-* "saved": what automatic differentiation keeps from the forward to the backward pass, counted by
+* "saved" (tune): what automatic differentiation keeps from the forward to the backward pass, counted by
   tracing alone (`--trace_only` stops there). It holds for every device.
-* "temporaries", FLOPs: the plan of XLA:CPU for the whole step (temporal LoRA over the frozen
-  U-Net, forward and backward, AdamW). Another compiler fuses and widens otherwise: see memory.md.
+* "temporaries", FLOPs: the plan of XLA:CPU for the whole program (tune: temporal LoRA over the frozen
+  U-Net, forward and backward, AdamW; sample: a guided step; decode: `--chunk` frames). Another compiler
+  fuses and widens otherwise: see memory.md.
 """
 
 import dataclasses
@@ -19,10 +20,15 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import command
-from recapture_jax.diffusion.guidance import Conditioning
+from experiments.bench.ours import guided_step
+from recapture_jax.diffusion.guidance import Conditioning, doubled, guidance_ramp
 from recapture_jax.lora import tree as lora_tree
+from recapture_jax.models import zoo
+from recapture_jax.models.clip_vision import CLIPVisionConfig
 from recapture_jax.models.unet import UNet, UNetConfig
 from recapture_jax.models.unet_blocks import REMAT_POLICIES
+from recapture_jax.models.vae import VAE, VAEConfig
+from recapture_jax.stages.video_model import VideoModel
 from recapture_jax.tuning.memory import kept_bytes
 from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_step
 
@@ -41,6 +47,7 @@ class Case:
       frames, height, width: of the anchor; pixels, multiples of 8.
       remat, attention, dtype: the U-Net's; its frozen weights are stored in `dtype` too.
       rank: of the temporal LoRA.
+      vae: configuration of the autoencoder.
     """
 
     config: UNetConfig
@@ -51,6 +58,7 @@ class Case:
     attention: str = "auto"
     dtype: Any = jnp.float32
     rank: int = 16
+    vae: VAEConfig = VAEConfig()
 
     def network(self, params, image_only: bool):
         unet = UNet(self.config, dtype=self.dtype, attention=self.attention, remat=self.remat)
@@ -98,8 +106,51 @@ def compile_step(case: Case) -> jax.stages.Compiled:
     return lowered.compile(compiler_options=KEEP_BARRIERS)
 
 
+def compile_sample(case: Case) -> jax.stages.Compiled:
+    """A guided step of the sampler compiled for inspection."""
+    model, unet = _model(case), _params(case, "unet")
+    _, _, data = case.shapes()
+    cond = data["anchor"].cond
+    tables = jax.eval_shape(lambda p, c: model.tables(p, doubled(c)), unet, cond)
+    step = guided_step(model, guidance_ramp(1.0, 3.0, case.frames))
+    level = _shape(())
+    lowered = jax.jit(step).lower(unet, tables, cond, data["anchor"].latents, level, level)
+    return lowered.compile(compiler_options=KEEP_BARRIERS)
+
+
+def compile_decode(case: Case, chunk: int) -> jax.stages.Compiled:
+    """The decoder on `chunk` frames, compiled for inspection."""
+    vae, latents = _model(case).networks.vae, case.shapes()[2]["anchor"].latents
+    codes = _shape((1, chunk, *latents.shape[2:-1], case.vae.latent_channels), case.dtype)
+
+    def decode(params, codes):
+        return vae.apply({"params": params}, codes, method=VAE.decode)
+
+    lowered = jax.jit(decode).lower(_params(case, "vae"), codes)
+    return lowered.compile(compiler_options=KEEP_BARRIERS)
+
+
+def _folder(case: Case) -> dict[str, Any]:
+    """The case's networks as a model's folder says it."""
+    encoder = dataclasses.asdict(CLIPVisionConfig.vit_h())
+    parts = {"unet": dataclasses.asdict(case.config), "vae": case.vae.to_dict()}
+    return parts | {"image_encoder": encoder, "num_frames": case.frames}
+
+
+def _model(case: Case) -> VideoModel:
+    folder = _folder(case)
+    networks = zoo.build(folder, case.dtype, attention=case.attention)
+    return VideoModel(networks, {}, folder)
+
+
+def _params(case: Case, component: str):
+    abstract = zoo.abstract_params(component, _folder(case))
+    cast = lambda p: zoo.cast_params({component: p}, case.dtype)[component]  # noqa: E731
+    return jax.eval_shape(cast, abstract)
+
+
 def report(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Bytes of arguments, outputs and temporaries, and FLOPs, of a compiled step."""
+    """Bytes of arguments, outputs and temporaries, and FLOPs, of a compiled program."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -122,6 +173,7 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     values = flags.FlagValues()
     own = {"flag_values": values}
     whole, pick = flags.DEFINE_integer, flags.DEFINE_enum
+    pick("stage", "tune", ["tune", "sample", "decode"], "of a run", **own)
     whole("frames", 14, "of the anchor", lower_bound=1, **own)
     whole("height", 576, "pixels", lower_bound=FACTOR, **own)
     whole("width", 1024, "pixels", lower_bound=FACTOR, **own)
@@ -129,12 +181,13 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     pick("attention", "chunked", ["auto", "xla", "chunked"], "of the U-Net", **own)
     pick("dtype", "bfloat16", ["bfloat16", "float32"], "of the U-Net", **own)
     whole("rank", 16, "of the temporal LoRA", lower_bound=1, **own)
+    whole("chunk", 7, "frames decoded at once", lower_bound=1, **own)
     flags.DEFINE_bool("trace_only", False, "do not compile", **own)
     return command.parse(values, arguments, __doc__)
 
 
 def main(given: flags.FlagValues) -> None:
-    """Prints what the step keeps and, unless --trace_only, what its plan takes."""
+    """Prints what a tuning step keeps and, unless --trace_only, what the program's plan takes."""
     case = Case(
         UNetConfig(num_frames=given.frames),
         given.frames,
@@ -146,13 +199,19 @@ def main(given: flags.FlagValues) -> None:
         given.rank,
     )
     print(
-        f"{case.frames} x {case.height} x {case.width}, {given.dtype}, remat {case.remat}, "
-        f"attention {case.attention}, rank {case.rank}"
+        f"{given.stage}: {case.frames} x {case.height} x {case.width}, {given.dtype}, remat {case.remat}, "
+        f"attention {case.attention}, rank {case.rank}, decoding {given.chunk} frames at once"
     )
     start = time.time()
-    print(f"  saved        {saved_bytes(case) / 2**30:.2f} GiB", flush=True)
+    if given.stage == "tune":
+        print(f"  saved        {saved_bytes(case) / 2**30:.2f} GiB", flush=True)
     if not given.trace_only:
-        for name, value in report(compile_step(case)).items():
+        compile_stage = {
+            "tune": compile_step,
+            "sample": compile_sample,
+            "decode": lambda case: compile_decode(case, given.chunk),
+        }[given.stage]
+        for name, value in report(compile_stage(case)).items():
             text = f"{value / 1e12:.2f} T" if name == "flops" else f"{value / 2**30:.2f} GiB"
             print(f"  {name:12s} {text}")
     print(f"  {time.time() - start:.0f} s")

@@ -87,11 +87,9 @@ class Ours:
         tables = self.model.tables(params, doubled(cond))
         scales = guidance_ramp(1.0, 3.0, self.size.frames)
 
-        def step(params, tables, x, sigma, sigma_next):
-            denoise = Partial(self.model.sampling_denoiser(), params, tables)
-            return euler_step(denoise, x, sigma, sigma_next, 0, cond, guidance=scales)[0]
-
-        args = (params, tables, self.inputs["noise"], jnp.float32(10.0), jnp.float32(6.0))
+        step = guided_step(self.model, scales)
+        levels = jnp.float32(10.0), jnp.float32(6.0)
+        args = (params, tables, cond, self.inputs["noise"], *levels)
         compiled = xla.jit(step).lower(*args).compile()
         return Program(
             lambda: compiled(*args).block_until_ready(), (count(params), 0), cost.flops(step, *args)
@@ -112,6 +110,16 @@ class Ours:
             (count(params), 0),
             cost.flops(self.model._decode, params, codes),
         )
+
+
+def guided_step(model: VideoModel, scales: np.ndarray) -> Callable[..., jax.Array]:
+    """`(unet_params, tables, cond, x, sigma, sigma_next) -> x`, one step of the sampler."""
+
+    def step(params, tables, cond, x, sigma, sigma_next):
+        denoise = Partial(model.sampling_denoiser(), params, tables)
+        return euler_step(denoise, x, sigma, sigma_next, 0, cond, guidance=scales)[0]
+
+    return step
 
 
 def count(tree) -> int:
