@@ -24,6 +24,21 @@ class _Path(flags.ArgumentParser):
             raise ValueError(str(error)) from None
 
 
+class _NewFile(_Path):
+    def parse(self, argument):
+        path = super().parse(argument)
+        if path.exists():
+            raise ValueError("it is there already: name another file")
+        if not path.parent.is_dir():
+            raise ValueError(f"there is no folder {path.parent}: make it first")
+        return path
+
+
+def define_new_file(name: str, help: str, values: flags.FlagValues) -> None:
+    """A flag whose value is the path of a file that can be written and is not there yet, or None."""
+    flags.DEFINE(_NewFile(), name, None, help, flag_values=values)
+
+
 def define_path(name: str, default: str | None, help: str, values: flags.FlagValues) -> None:
     """A flag whose value is a `pathlib.Path`, or None."""
     flags.DEFINE(_Path(), name, default, help, flag_values=values)

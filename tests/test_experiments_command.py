@@ -18,6 +18,7 @@ def defined(clips=4):
     values = flags.FlagValues()
     flags.DEFINE_integer("clips", clips, "scenes to draw", lower_bound=1, flag_values=values)
     command.define_path("dst", None, "file for the table", values)
+    command.define_new_file("out", "file for the page", values)
     return values
 
 
@@ -48,6 +49,16 @@ def test_flag_of_a_path():
     values = flags.FlagValues()
     command.define_path("out", "outputs/here", "folder", values)
     assert command.parse(values, []).out == pathlib.Path("outputs/here")
+
+
+def test_flag_of_a_file_that_is_to_be_written(tmp_path):
+    assert command.parse(defined(), []).out is None
+    assert command.parse(defined(), [f"--out={tmp_path}/a.md"]).out == tmp_path / "a.md"
+    (tmp_path / "there.md").touch()
+    message = refused(lambda a: command.parse(defined(), a), [f"--out={tmp_path}/there.md"])
+    assert "there already: name another file" in message
+    message = refused(lambda a: command.parse(defined(), a), [f"--out={tmp_path}/no/a.md"])
+    assert f"no folder {tmp_path}/no: make it first" in message
 
 
 @pytest.mark.parametrize(

@@ -440,7 +440,7 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     flags.DEFINE_string("model", "bundled:prior_small", "bundled:NAME or a folder", **own)
     flags.DEFINE_integer("steps", 25, "of a sample", lower_bound=1, **own)
     flags.DEFINE_integer("tune_steps", 0, "of each LoRA; 0: as a run", lower_bound=0, **own)
-    command.define_path("out", None, "file for the page", values)
+    command.define_new_file("out", "file for the page", values)
     return command.parse(values, arguments, __doc__)
 
 

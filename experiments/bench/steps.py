@@ -180,7 +180,7 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     """The command line.
 
     Raises:
-        InputError: a bad flag, or a file that is already there.
+        InputError: a bad flag.
     """
     values = flags.FlagValues()
     own = {"flag_values": values}
@@ -189,13 +189,11 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     flags.DEFINE_enum("reference", "eager", ["eager", "compiled"], "torch.compile or not", **own)
     flags.DEFINE_bool("checkpointing", False, "recompute activations, both sides", **own)
     flags.DEFINE_integer("rounds", 5, "timed calls of each side", lower_bound=1, **own)
-    command.define_path("out", None, "Markdown file to write as well", values)
+    command.define_new_file("out", "Markdown file to write as well", values)
     given = command.parse(values, arguments, __doc__)
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown or not given.parts:
         raise InputError(f"--parts={','.join(given.parts)}: expected some of {','.join(PARTS)}")
-    if given.out and given.out.exists():
-        raise InputError(f"--out: {given.out} is there already: name another file")
     return given
 
 

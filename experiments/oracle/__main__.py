@@ -1,6 +1,6 @@
 """Anchors against exact novel views of rendered scenes.
 
-    python -m experiments.oracle [--clips=4] [--dst=experiments/oracle/README.md]
+    python -m experiments.oracle [--clips=4] [--dst=table.md]
 
 Every scene gives one frame with exact depth; every move gives the frame that a camera at its end
 would really see. `--dst` gets the table, with the command that made it.
@@ -120,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     whole("height", 192, "pixels", lower_bound=16, **own)
     whole("width", 320, "pixels", lower_bound=16, **own)
     whole("seed", 0, "of the scenes", lower_bound=0, **own)
-    command.define_path("dst", None, "file for the table", values)
+    command.define_new_file("dst", "file for the table", values)
     return command.parse(values, arguments, __doc__)
 
 
