@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,10 @@ def finish(action: Callable[[], Any]) -> int:
         )
         return 130
     if result is not None:
-        print(result)
+        try:
+            print(result, flush=True)
+        except BrokenPipeError:  # as of `| head`, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

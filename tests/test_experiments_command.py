@@ -1,6 +1,8 @@
 """The experiments' command lines: flags of one script alone, one line for what is refused."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -118,3 +120,10 @@ def test_rows_repeat_and_are_required():
     assert given.dst == pathlib.Path("outputs/vbench")
     assert "--row" in refused(vbench.parse, ["--prompts=p.json"])
     assert "--prompts" in refused(vbench.parse, ["--row=a=x"])
+
+
+def test_a_reader_that_stops_early_is_no_fault():
+    code = "from recapture_jax import terminal; terminal.finish(lambda: 'line\\n' * 10**5)"
+    shell = f'{sys.executable} -c "{code}" | head -1'
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("line\n", "")

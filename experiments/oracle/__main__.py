@@ -124,14 +124,14 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     return command.parse(values, arguments, __doc__)
 
 
-def main(given: flags.FlagValues) -> None:
-    """Measures, prints the table and writes it to --dst."""
+def main(given: flags.FlagValues) -> str:
+    """Measures, writes the table to --dst and returns it."""
     begin = time.time()
     scores, skipped = run(given.clips, given.height, given.width, given.seed)
     text = document(scores, given, skipped, time.time() - begin)
-    print(text)
     if given.dst:
         given.dst.write_text(text)
+    return text
 
 
 if __name__ == "__main__":
