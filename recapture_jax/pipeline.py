@@ -161,11 +161,11 @@ class Run(FirstStage):
         options = {"attention": attention, "remat": remat}
         if loaded is not None:
             return loaded.rebuilt(self.dtype, **options)
-        offload = self.config.model.offload == "always"
         with self.watch.stage("load_model"):
-            model = weights.load_model(self.model_path, self.dtype, offload, **options)
-            if not offload:
-                model.params["unet"] = sharding.shard_weights(model.params["unet"], self.mesh)
+            model = weights.load_model(self.model_path, self.dtype, on_host=True, **options)
+            if self.config.model.offload == "never":
+                unet = sharding.shard_weights(model.params.pop("unet"), self.mesh)
+                model.params.update(jax.device_put(model.params), unet=unet)
         return model
 
     @functools.cached_property

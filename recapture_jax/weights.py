@@ -39,14 +39,14 @@ def read_config(path: pathlib.Path) -> dict:
 
 
 def load_model(
-    path: pathlib.Path, dtype=jnp.float32, offload: bool = False, **unet_options
+    path: pathlib.Path, dtype=jnp.float32, on_host: bool = False, **unet_options
 ) -> VideoModel:
     """Networks and parameters, in `dtype` but for what `zoo.cast_params` keeps.
 
     Args:
       path: the folder.
       dtype: of weights and activations.
-      offload: the parameters stay in main memory; a program takes its own to the device while it runs.
+      on_host: the parameters stay in main memory; a program takes its own to the device while it runs.
       unet_options: see `zoo.build`.
 
     Raises:
@@ -64,4 +64,4 @@ def load_model(
     else:
         params = {name: restore_tree(path / name, shapes[name], True) for name in zoo.COMPONENTS}
     params = zoo.cast_params(params, dtype)
-    return VideoModel(networks, params if offload else jax.device_put(params), config)
+    return VideoModel(networks, params if on_host else jax.device_put(params), config)
