@@ -11,6 +11,7 @@
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from recapture_jax.diffusion.guidance import Conditioning, doubled, guidance_ram
 from recapture_jax.lora import tree as lora_tree
 from recapture_jax.models import zoo
 from recapture_jax.models.clip_vision import CLIPVisionConfig
-from recapture_jax.models.unet import UNet, UNetConfig
+from recapture_jax.models.unet import UNetConfig
 from recapture_jax.models.unet_blocks import REMAT_POLICIES
 from recapture_jax.models.vae import VAE, VAEConfig
 from recapture_jax.stages.video_model import VideoModel
@@ -40,7 +41,7 @@ KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander,optimization_ba
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One tuning step.
+    """The networks and the clip of a program.
 
     Attributes:
       config: of the U-Net.
@@ -60,56 +61,57 @@ class Case:
     rank: int = 16
     vae: VAEConfig = VAEConfig()
 
-    def network(self, params, image_only: bool):
-        unet = UNet(self.config, dtype=self.dtype, attention=self.attention, remat=self.remat)
+    @functools.cached_property
+    def model(self) -> VideoModel:
+        """The networks, without parameters."""
+        encoder = dataclasses.asdict(CLIPVisionConfig.vit_h())
+        parts = {"unet": dataclasses.asdict(self.config), "vae": self.vae.to_dict()}
+        folder = parts | {"image_encoder": encoder, "num_frames": self.frames}
+        networks = zoo.build(folder, self.dtype, attention=self.attention, remat=self.remat)
+        return VideoModel(networks, {}, folder)
 
-        def run(x, c_noise, cond):
-            sample = jnp.concatenate([x, cond.latents], axis=-1)
-            args = (sample, c_noise, cond.context, cond.added_time_ids)
-            return unet.apply({"params": params}, *args, image_only=image_only)
+    def params(self, component: str):
+        """Parameters of a network as shapes."""
 
-        return run
+        def cast(params):
+            return zoo.cast_params({component: params}, self.dtype)[component]
+
+        return jax.eval_shape(cast, zoo.abstract_params(component, self.model.config))
 
     def shapes(self):
         """Training state, frozen parameters and data as shapes."""
+        params = self.params("unet")
 
         def initialise(key):
-            config = self.config
-            side = 2 ** (len(config.block_out_channels) - 1)  # enough to create all parameters
-            sample = jnp.zeros((1, 2, side, side, config.in_channels))
-            context = jnp.zeros((1, 1, config.cross_attention_dim))
-            init = UNet(config).init
-            params = init(key, sample, jnp.zeros((1,)), context, jnp.zeros((1, 3)))["params"]
-            params = jax.tree.map(lambda p: p.astype(self.dtype), params)
             lora = {"temporal": lora_tree.init(key, params, "temporal", self.rank)}
-            return init_state(lora, Settings()), params
+            return init_state(lora, Settings())
 
         latents = (1, self.frames, self.height // FACTOR, self.width // FACTOR)
         full = _shape((*latents, self.config.out_channels))
         context = _shape((1, 1, self.config.cross_attention_dim))
         cond = Conditioning(context, full, _shape((1, 3)))
-        state, params = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
+        state = jax.eval_shape(initialise, jax.eval_shape(lambda: jax.random.key(0)))
         return state, params, {"anchor": AnchorData(full, _shape(latents, bool), cond)}
 
 
 def saved_bytes(case: Case) -> int:
     """Bytes kept from the forward to the backward pass, the parameters apart."""
     state, params, data = case.shapes()
-    return kept_bytes(case.network, Settings(), state["lora"], params, data)
+    return kept_bytes(case.model.network, Settings(), state["lora"], params, data)
 
 
 def compile_step(case: Case) -> jax.stages.Compiled:
     """The whole step compiled for inspection."""
     state, params, data = case.shapes()
-    step = make_step(case.network, Settings(), ("temporal",))
+    step = make_step(case.model.network, Settings(), ("temporal",))
     lowered = jax.jit(step, donate_argnums=0).lower(state, {}, params, data)
     return lowered.compile(compiler_options=KEEP_BARRIERS)
 
 
 def compile_sample(case: Case) -> jax.stages.Compiled:
     """A guided step of the sampler compiled for inspection."""
-    model, unet = _model(case), _params(case, "unet")
-    _, _, data = case.shapes()
+    model = case.model
+    _, unet, data = case.shapes()
     cond = data["anchor"].cond
     tables = jax.eval_shape(lambda p, c: model.tables(p, doubled(c)), unet, cond)
     step = guided_step(model, guidance_ramp(1.0, 3.0, case.frames))
@@ -120,33 +122,14 @@ def compile_sample(case: Case) -> jax.stages.Compiled:
 
 def compile_decode(case: Case, chunk: int) -> jax.stages.Compiled:
     """The decoder on `chunk` frames, compiled for inspection."""
-    vae, latents = _model(case).networks.vae, case.shapes()[2]["anchor"].latents
+    vae, latents = case.model.networks.vae, case.shapes()[2]["anchor"].latents
     codes = _shape((1, chunk, *latents.shape[2:-1], case.vae.latent_channels), case.dtype)
 
     def decode(params, codes):
         return vae.apply({"params": params}, codes, method=VAE.decode)
 
-    lowered = jax.jit(decode).lower(_params(case, "vae"), codes)
+    lowered = jax.jit(decode).lower(case.params("vae"), codes)
     return lowered.compile(compiler_options=KEEP_BARRIERS)
-
-
-def _folder(case: Case) -> dict[str, Any]:
-    """The case's networks as a model's folder says it."""
-    encoder = dataclasses.asdict(CLIPVisionConfig.vit_h())
-    parts = {"unet": dataclasses.asdict(case.config), "vae": case.vae.to_dict()}
-    return parts | {"image_encoder": encoder, "num_frames": case.frames}
-
-
-def _model(case: Case) -> VideoModel:
-    folder = _folder(case)
-    networks = zoo.build(folder, case.dtype, attention=case.attention)
-    return VideoModel(networks, {}, folder)
-
-
-def _params(case: Case, component: str):
-    abstract = zoo.abstract_params(component, _folder(case))
-    cast = lambda p: zoo.cast_params({component: p}, case.dtype)[component]  # noqa: E731
-    return jax.eval_shape(cast, abstract)
 
 
 def report(compiled: jax.stages.Compiled) -> dict[str, float]:
