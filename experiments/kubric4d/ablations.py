@@ -10,6 +10,7 @@ anchor). A run that was stopped goes on where it was; questions can be added lat
 
 import json
 import time
+from collections.abc import Callable, Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -160,28 +161,30 @@ def asked(given: flags.FlagValues) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {n: QUESTIONS[n] for n in names} | own
 
 
-def document(lines: list[dict], questions: dict, about: str) -> str:
+def document(records: list[dict], questions: dict, about: str) -> str:
     """The page: for each question the differences to the default, paired by scene, frames 1-13."""
-    values = report.by_scene(lines, "1-13")
+    values = report.by_scene(records, "1-13")
     names = [m for m in MEASURES if any(m in v for v in values.values())]
-    scenes = len({r["scene"] for r in lines})
-    heads = [report.heading(n) for n in names]
+    scenes = len({r["scene"] for r in records})
+    head = "| | sampled | " + " | ".join(report.heading(n) for n in names) + " |"
+    head += "\n" + "|---" * (len(names) + 2) + "|\n"
+
+    def rows_of(change: str, cell: Callable) -> Iterator[str]:
+        for mode in modes(change):
+            found, default = (values.get(_key(mode, c), {}) for c in (change, DEFAULT))
+            cells = [cell(found, default, n, _digits(n)) for n in names]
+            name = f"`{change}`" if change else "default"
+            yield f"| {name} | {MODES[mode]} | " + " | ".join(cells) + " |"
+
+    own = rows_of(DEFAULT, lambda found, _, *rest: report.cell(found, *rest))
     parts = [
         f"{scenes} scenes, {about}; frames 1-13, mean over scenes ± half-width of the 95 % interval. Rows of changes "
-        "are differences to the default, paired by scene; bold: the interval excludes zero."
+        "are differences to the default, paired by scene; bold: the interval excludes zero.",
+        head + "\n".join(own),
     ]
     for question, changes in questions.values():
-        table = ["| | sampled | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
-        for mode, said in MODES.items():
-            old = values.get(_key(mode, DEFAULT), {})
-            cells = [report.cell(old, n, _digits(n)) for n in names]
-            table.append(f"| default | {said} | " + " | ".join(cells) + " |")
-        for change in changes:
-            for mode in modes(change):
-                new, old = (values.get(_key(mode, v), {}) for v in (change, DEFAULT))
-                cells = [report.difference(new, old, n, _digits(n)) for n in names]
-                table.append(f"| `{change}` | {MODES[mode]} | " + " | ".join(cells) + " |")
-        parts += [f"## {question}", "\n".join(table)]
+        lines = [row for change in changes for row in rows_of(change, report.difference)]
+        parts += [f"## {question}", head + "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
