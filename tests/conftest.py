@@ -1,7 +1,9 @@
 """Strict settings for every test: rank promotion raises, float32 matmuls are exact."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -16,8 +18,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from recapture_jax.tuning import loop
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+_MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Every compiled program maps memory, and Linux allows a process 65530 maps: XLA crashes beyond."""
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        loop._compile.cache_clear()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
