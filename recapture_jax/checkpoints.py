@@ -86,11 +86,12 @@ def _placed(abstract_tree: Any) -> Any:
 
 def _args(abstract_tree: Any, on_host: bool = False) -> ocp.args.PyTreeRestore:
     placed = _placed(abstract_tree)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(placed)
     if on_host:
         restore_args = jax.tree.map(
             lambda x: ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype), abstract_tree
         )
+    else:
+        restore_args = ocp.checkpoint_utils.construct_restore_args(placed)
     return ocp.args.PyTreeRestore(item=placed, restore_args=restore_args)
 
 

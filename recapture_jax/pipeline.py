@@ -276,9 +276,7 @@ class Run(FirstStage):
 
     def anchor_data(self, anchor: Anchor):
         """What the temporal LoRA is fitted to."""
-        cfg = self.config
-        groups = cfg.model, cfg.generate, cfg.seed, cfg.tune.known
-        return tune_stage.anchor_data(self.model, anchor, *groups)
+        return tune_stage.anchor_data(self.model, anchor, self.config)
 
     def _source_data(self):
         """Each source frame that is shown, once: a frozen one has no more to teach."""

@@ -1,7 +1,6 @@
 """Strict settings for every test: rank promotion raises, float32 matmuls are exact."""
 
 import atexit
-import gc
 import os
 import pathlib
 import shutil
@@ -18,8 +17,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
-from recapture_jax.tuning import loop
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -32,9 +29,9 @@ def room_for_programs():
     """Every compiled program maps memory, and Linux allows a process 65530 maps: XLA crashes beyond."""
     yield
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 25_000:
-        jax.clear_caches()
-        loop._compile.cache_clear()
-        gc.collect()
+        from programs import forget
+
+        forget()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ def fits(monkeypatch):
     """What was fitted and sampled, without a model."""
     done = {"fits": [], "samples": []}
     monkeypatch.setattr(rows.tune_stage, "source_data", lambda *_: "clip")
-    monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda *args: args[-1])
+    monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda m, a, config: config.tune.known)
 
     def fit(self, trained, data, frozen, **_):
         done["fits"].append((trained[0], self.config.tune.loss, *data.values()))

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import jax
+import programs
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from test_pipeline import configure, home  # noqa: F401  a fixture
@@ -37,13 +38,7 @@ def _keep_programs(directory, least):
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     compilation_cache.reset_cache()
-    _forget()
-
-
-def _forget():
-    """As a new process has it."""
-    jax.clear_caches()
-    loop._compile.cache_clear()
+    programs.forget()
 
 
 def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noqa: F811
@@ -53,7 +48,7 @@ def test_a_second_start_of_the_same_shape_compiles_nothing(home, events):  # noq
     pipeline.run(config)
     assert events["cache_misses"] > 10  # all of it was new
     events.clear()
-    _forget()
+    programs.forget()
     again = configure(home, root="again", moves="orbit left 5", seed=3)
     again.output.compilation_cache = True
     assert set(pipeline.run(again).stages.values()) == {"computed"}

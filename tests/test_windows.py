@@ -162,7 +162,7 @@ def config():
 
 
 def test_tuning_reads_every_window_with_its_own_first_frame(tiny_model, long_anchor, config):
-    data = tune.anchor_data(tiny_model, long_anchor, config.model, config.generate, 0)
+    data = tune.anchor_data(tiny_model, long_anchor, config)
     assert data.latents.shape[:2] == data.mask.shape[:2] == (3, 3)
     latents = tiny_model.encode_video(jnp.asarray(long_anchor.frames))
     for k, start in enumerate((0, 2, 4)):

@@ -90,9 +90,7 @@ def prepare(path: str, model: VideoModel, variant: str) -> Data:
     frames = first.clip.frames
     return Data(
         jnp.asarray(frames),
-        tune.anchor_data(
-            model, anchor, config.model, config.generate, config.seed, config.tune.known
-        ),
+        tune.anchor_data(model, anchor, config),
         tune.source_data(model, frames, config.tune, config.generate, config.seed),
         config,
     )

@@ -195,8 +195,7 @@ class ModelRows:
             return self._tuned("spatial", {"source": data}, {})
         if name == "temporal_unmasked":
             anchor = dataclasses.replace(anchor, mask=np.ones_like(anchor.mask))
-        groups = cfg.model, cfg.generate, cfg.seed, cfg.tune.known
-        data = tune_stage.anchor_data(self.model, anchor, *groups)
+        data = tune_stage.anchor_data(self.model, anchor, cfg)
         frozen = {"spatial": self._lora("spatial")} if name == "temporal_beside_spatial" else {}
         return self._tuned("temporal", {"anchor": data}, frozen)
 

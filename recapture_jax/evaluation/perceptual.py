@@ -50,7 +50,7 @@ class Lpips:
         Raises:
             InputError: frames of less than 64 pixels a side.
         """
-        return _over(self._compare(result, np.shape(truth)[:2], self._of(truth)), region)
+        return _over(self._compare(result, self._of(truth)), region)
 
     def frame_scores(self, result, truth, occluded) -> dict[str, list[float]]:
         """`lpips_<network>_all`, `_occ` and `_vis` of every frame; see `images.frame_scores`."""
@@ -59,12 +59,11 @@ class Lpips:
     def against(self, truth, occluded) -> Callable[[np.ndarray], dict[str, list[float]]]:
         """`frame_scores` of clips `[T, H, W, 3]` with one truth, whose features are taken once."""
         known = [self._of(frame) for frame in truth]
-        size = np.shape(truth)[1:3]
 
         def scores(result) -> dict[str, list[float]]:
             found: dict[str, list[float]] = {f"lpips_{self.name}_{r}": [] for r in REGIONS}
             for frame, layers, hidden in zip(result, known, occluded, strict=True):
-                apart = self._compare(frame, size, layers)
+                apart = self._compare(frame, layers)
                 for name, region in regions(np.asarray(hidden)).items():
                     found[f"lpips_{self.name}_{name}"].append(_over(apart, region))
             return found
@@ -79,8 +78,9 @@ class Lpips:
             )
         return self._layers(jnp.asarray(frame, jnp.float32))
 
-    def _compare(self, frame, size, layers) -> tuple[np.ndarray, np.ndarray]:
-        return jax.device_get(self._apart(self._of(frame), layers, size=tuple(size)))
+    def _compare(self, frame, layers) -> tuple[np.ndarray, np.ndarray]:
+        size = tuple(np.shape(frame)[:2])
+        return jax.device_get(self._apart(self._of(frame), layers, size=size))
 
 
 def _unit_layers(features, image) -> list[jax.Array]:

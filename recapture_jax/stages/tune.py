@@ -107,28 +107,22 @@ def window_conditions(
     return jax.tree.map(lambda *x: jnp.concatenate(x), *conds)
 
 
-def anchor_data(
-    model: VideoModel, anchor: Anchor, group, generate, seed: int, known: str = "all"
-) -> AnchorData:
-    """Encodes the anchor once.
-
-    Args:
-      group: the `model` group; generate: the `generate` group.
-      known: which latents are, see `known_mask`.
+def anchor_data(model: VideoModel, anchor: Anchor, config) -> AnchorData:
+    """Encodes the anchor once; `config` is the whole configuration.
 
     Raises:
       InputError: if no latent of the whole anchor is known.
     """
-    mask = known_mask(model, anchor, known)
+    mask = known_mask(model, anchor, config.tune.known)
     if not bool(mask.any()):
         raise InputError(
             "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
             "take a smaller move (config.camera.moves) or a smaller config.anchor.erode"
         )
-    starts, length = windows_of(model, len(anchor.frames), group)
+    starts, length = windows_of(model, len(anchor.frames), config.model)
     frames = starts[:, None] + np.arange(length)
     latents = model.encode_video(jnp.asarray(anchor.frames))
-    cond = window_conditions(model, anchor, starts, length, generate, seed)
+    cond = window_conditions(model, anchor, starts, length, config.generate, config.seed)
     return AnchorData(latents[frames], mask[0][frames], cond)
 
 
@@ -250,7 +244,7 @@ class Tuner:
         return jax.device_get(state["lora"]), record
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=8)  # as many as `loop` keeps compiled
 def _step(networks, numbers: Settings, trained: tuple[str, ...], mesh, over, together: bool):
     """One function for all fits that are alike, so that it compiles once."""
     network = VideoModel(networks, {}, {}).network
