@@ -1,15 +1,18 @@
 """Synthetic scenes: exact depth, exact views, determinism, disjoint splits, moderate cameras."""
 
 import dataclasses
+import pathlib
+import tempfile
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from recapture_jax.errors import InputError
-from recapture_jax.scenes import cameras, clips, primitives, textures
+from recapture_jax.scenes import cameras, clips, photos, primitives, textures
 from recapture_jax.scenes.render import render_frame, render_frame_index
 from recapture_jax.scenes.sampling import MAX_OBJECTS, MIN_OBJECTS, sample_scene
 from recapture_jax.scenes.scene import (
@@ -51,13 +54,26 @@ def pick(tree, i):
 
 
 @cache
-def view(i, time=0.7, frame=0):
-    """(scene, intrinsics, pose, rgb, depth, index) of case `i`."""
+def view(i, time=0.7, frame=0, photographed=False):
+    """(scene, intrinsics, pose, rgb, depth, index) of case `i`, its surfaces photographs or not."""
     scenes, paths = many()
     scene, path = pick(scenes, i), pick(paths, i)
+    if photographed:
+        scene = photos.paste(scene, gradients(), jax.random.key(i), share=1.0)
     k, pose = path.intrinsics[frame], path.world_from_camera[frame]
     rgb, depth, index = render(scene, time, k, pose, HEIGHT, WIDTH, 1)
     return scene, np.asarray(k), np.asarray(pose), *map(np.asarray, (rgb, depth, index))
+
+
+@cache
+def gradients():
+    """Three smooth photographs as textures: without detail that a shift of half a pixel would change."""
+    with tempfile.TemporaryDirectory() as folder:
+        y, x = np.mgrid[:32, :32] / 31
+        for n, channels in enumerate(((x, y, 1 - x), (y * x, 1 - y, x), (1 - x, x, y))):
+            pixels = np.round(255 * np.stack(channels, -1)).astype(np.uint8)
+            Image.fromarray(pixels).save(f"{folder}/{n}.png")
+        return photos.load(pathlib.Path(folder), 32)
 
 
 def unproject(k, pose, depth):
@@ -139,13 +155,15 @@ def frozen(scene):
     return dataclasses.replace(scene, motion=dataclasses.replace(motion, spin_axis=axis))
 
 
-@pytest.mark.parametrize("i", range(4))
-def test_two_views_agree_under_exact_depth(i):
+@pytest.mark.parametrize(
+    ("i", "photographed"), [*((i, False) for i in range(4)), (0, True), (1, True)]
+)
+def test_two_views_agree_under_exact_depth(i, photographed):
     scenes, paths = many()
     moving = np.flatnonzero(np.asarray(paths.motion) > 0.08)
     case = int(moving[i])
-    scene, k0, pose0, rgb0, depth0, _ = view(case, 0.7, 0)
-    _, k1, pose1, rgb1, depth1, _ = view(case, 0.7, 13)
+    scene, k0, pose0, rgb0, depth0, _ = view(case, 0.7, 0, photographed)
+    _, k1, pose1, rgb1, depth1, _ = view(case, 0.7, 13, photographed)
     points = unproject(k0, pose0, depth0)
     camera = (points - pose1[:3, 3]) @ pose1[:3, :3]
     z = camera[..., 2]

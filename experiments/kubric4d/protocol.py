@@ -16,6 +16,7 @@ from recapture_jax.evaluation.images import frame_scores
 from recapture_jax.evaluation.occlusion import occluded
 from recapture_jax.evaluation.perceptual import Lpips
 from recapture_jax.evaluation.temporal import temporal_flickering, warp_error
+from recapture_jax.scenes.scene import PhotoTextures
 from recapture_jax.video import resize
 
 SIZES = {"tiny": (64, 96), "small": (96, 144), "full": (256, 384)}
@@ -59,10 +60,15 @@ class Sample:
 
 
 def rendered_sample(
-    index: int, control: Control, size: tuple[int, int], split: str = "test", seed: int = 0
+    index: int,
+    control: Control,
+    size: tuple[int, int],
+    split: str = "test",
+    seed: int = 0,
+    textures: PhotoTextures | None = None,
 ) -> Sample:
-    """A scene of our renderer: exact truth, occlusion by exact depth."""
-    scene = rendered.make(index, split, seed)
+    """A scene of our renderer: exact truth, occlusion by exact depth; the rest as of `rendered.make`."""
+    scene = rendered.make(index, split, seed, textures)
     matrix = jnp.asarray(rig.intrinsics(size), jnp.float32)
     frames = control.frames()
     target = control.poses(len(frames))

@@ -16,29 +16,39 @@ import numpy as np
 from experiments.kubric4d import layout, rig
 from recapture_jax.camera.pose import inverse
 from recapture_jax.evaluation.occlusion import in_view
-from recapture_jax.scenes.clips import clip_key
+from recapture_jax.scenes.clips import clip_key, photographed
 from recapture_jax.scenes.render import render_frame_index
 from recapture_jax.scenes.sampling import sample_scene
-from recapture_jax.scenes.scene import BACKDROP, NUM_SLOTS, Scene, object_poses
+from recapture_jax.scenes.scene import (
+    BACKDROP,
+    NUM_SLOTS,
+    PhotoTextures,
+    Scene,
+    object_poses,
+)
 
 SAMPLES = 2  # 2 x 2 rays a pixel
 GENERATOR = "recapture_jax.scenes"
 
 
 @jax.jit
-def _sample(key) -> Scene:
-    scene = sample_scene(key)
+def _sample(key, textures: PhotoTextures | None) -> Scene:
+    scene = photographed(sample_scene(key), textures, key)
     open_air = scene.enabled & ~jnp.asarray(BACKDROP)
     return dataclasses.replace(scene, enabled=open_air, room=jnp.zeros((), bool))
 
 
-def make(index: int, split: str = "test", seed: int = 0) -> Scene:
+def make(
+    index: int, split: str = "test", seed: int = 0, textures: PhotoTextures | None = None
+) -> Scene:
     """Scene number `index` of a split; splits share nothing with each other or with training.
+
+    textures: photographs for some of its surfaces (`recapture_jax.scenes.photos.load`).
 
     Raises:
         InputError: an unknown split.
     """
-    return _sample(clip_key(seed, split, index))
+    return _sample(clip_key(seed, split, index), textures)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "samples"))

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from experiments.pretrain_small import autoencoder, data, diffusion, export, photos
 from experiments.pretrain_small.rebase import rebase
+from recapture_jax.scenes.photos import load as load_textures
 from recapture_jax.weights import load_model
 
 _STAGES = ("render", "photos", "vae", "latents", "unet", "export", "evaluate")
@@ -28,12 +29,16 @@ _GRADUAL = flags.DEFINE_integer(
     "gradual", 0, "render: training clips filmed by the protocol of experiments.kubric4d."
 )
 _HELD_OUT = flags.DEFINE_integer("held_out", 64, "Validation and test clips to render.")
+_TEXTURES = flags.DEFINE_string(
+    "textures", None, "render: folder of photographs for some surfaces; none: procedural ones only."
+)
 _PHOTOS = flags.DEFINE_string("photos", None, "photos: folder with images/ and videos/.")
 _PHOTO_CLIPS = flags.DEFINE_integer("photo_clips", 512, "Clips to make of photos and videos.")
 _SPLIT = flags.DEFINE_enum(
     "split", "train", data.TRAINING_SPLITS, "latents: clips to encode ahead of the stage unet."
 )
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the decoder's schedule; 0: none.")
+_VAE_RATE = flags.DEFINE_float("vae_rate", 1e-5, "Learning rate of the decoder.")
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
 _WINDOW = flags.DEFINE_integer(
@@ -44,7 +49,7 @@ _IMAGES = flags.DEFINE_integer(
 )
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
 _START = flags.DEFINE_string(
-    "start", None, "unet: folder of a model to go on from, whatever its latents."
+    "start", None, "vae, unet: folder of a model to go on from; unet: whatever its latents."
 )
 _DST = flags.DEFINE_string("dst", None, "export: folder of the finished model.")
 
@@ -55,23 +60,30 @@ def main(argv) -> None:
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "xla_cache"))
     if _STAGE.value == "render":
+        textures = load_textures(pathlib.Path(_TEXTURES.value)) if _TEXTURES.value else None
         for split, clips in (
             ("validation", _HELD_OUT.value),
             ("test", _HELD_OUT.value),
             ("train", _CLIPS.value),
         ):
-            data.render_split(workdir, split, clips)
-        data.render_gradual(workdir, _GRADUAL.value)
+            data.render_split(workdir, split, clips, textures)
+        data.render_gradual(workdir, _GRADUAL.value, textures)
     elif _STAGE.value == "photos":
         photos.write_clips(workdir, pathlib.Path(_PHOTOS.value or "."), _PHOTO_CLIPS.value)
     elif _STAGE.value == "vae":
         frames = data.load_training(workdir)
         path = workdir / "vae.npz"
-        params = export.load_params(path) if path.exists() else autoencoder.start(frames)
+        if path.exists():
+            params = export.load_params(path)
+        elif _START.value:
+            params = load_model(pathlib.Path(_START.value)).params["vae"]
+        else:
+            params = autoencoder.start(frames)
         export.save_params(path, params)
         if _VAE_STEPS.value:
-            steps, minutes = _VAE_STEPS.value, _MINUTES.value
-            export.save_params(path, autoencoder.train(workdir, params, frames, steps, minutes))
+            length = {"steps": _VAE_STEPS.value, "minutes": _MINUTES.value}
+            params = autoencoder.train(workdir, params, frames, rate=_VAE_RATE.value, **length)
+            export.save_params(path, params)
         held_out, _ = data.load_split(workdir, "validation")
         logging.info(
             "validation PSNR %.2f dB", autoencoder.psnr(export.load_params(path), held_out[:16])

@@ -63,7 +63,15 @@ def start(frames: np.ndarray) -> dict:
     return unflatten_dict(linear_start.install(flat, kernels, batch(2**30, 64)), sep="/")
 
 
-def train(workdir: pathlib.Path, params: dict, frames: np.ndarray, steps: int, minutes: float):
+def train(
+    workdir: pathlib.Path,
+    params: dict,
+    frames: np.ndarray,
+    *,
+    steps: int,
+    rate: float,
+    minutes: float,
+) -> dict:
     """Trains the decoder of `params` on what the encoder keeps; returns all parameters.
 
     The rate is low: the start is good to 3 %, and the steps of Adam add noise to it that decays with the rate.
@@ -83,7 +91,7 @@ def train(workdir: pathlib.Path, params: dict, frames: np.ndarray, steps: int, m
         loss,
         batch,
         steps=steps,
-        learning_rate=1e-5,
+        learning_rate=rate,
         minutes=minutes,
         # Its inputs all stand at LINEAR_BIAS: a step of Adam on every weight at once is a jump of the output.
         slow=("conv_out", "conv_norm_out"),

@@ -13,6 +13,7 @@ from experiments.kubric4d import controls, rendered, rig
 from experiments.pretrain_small.architecture import FPS, HEIGHT, NUM_FRAMES, WIDTH
 from recapture_jax.scenes.cameras import motion_strength
 from recapture_jax.scenes.clips import clip_batches
+from recapture_jax.scenes.scene import PhotoTextures
 
 SHARD = 64  # clips
 TRAINING_SPLITS = ("train", "gradual", "photos")
@@ -34,8 +35,10 @@ def write_shards(workdir: pathlib.Path, split: str, clips: int, make) -> None:
         logging.info("%s: shard %d of %d", split, index + 1, shards)
 
 
-def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
-    """Renders the first `clips` clips of a split that are not there yet."""
+def render_split(
+    workdir: pathlib.Path, split: str, clips: int, textures: PhotoTextures | None = None
+) -> None:
+    """Renders the first `clips` clips of a split that are not there yet; textures: photographs on surfaces."""
 
     def make(start: int):
         # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
@@ -49,6 +52,7 @@ def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
             samples=2,
             frame_rate=float(FPS),
             start=start,
+            textures=textures,
         )
         parts = [jax.device_get(next(batches)) for _ in range(8)]
         frames = np.concatenate([p["frames"] for p in parts])
@@ -58,7 +62,9 @@ def render_split(workdir: pathlib.Path, split: str, clips: int) -> None:
     write_shards(workdir, split, clips, make)
 
 
-def render_gradual(workdir: pathlib.Path, clips: int) -> None:
+def render_gradual(
+    workdir: pathlib.Path, clips: int, textures: PhotoTextures | None = None
+) -> None:
     """Renders `clips` training scenes as the protocol of `experiments.kubric4d` films them.
 
     Its cameras are farther away and move farther than those of `render_split`. Scenes and moves of its
@@ -68,7 +74,7 @@ def render_gradual(workdir: pathlib.Path, clips: int) -> None:
     lenses = jnp.broadcast_to(intrinsics, (NUM_FRAMES, 3, 3))
 
     def film(index: int):
-        scene = rendered.make(index, "train")
+        scene = rendered.make(index, "train", textures=textures)
         control = controls.draw(f"train{index}", 0)
         poses = jnp.asarray(control.poses(), jnp.float32)
         times = rendered.seconds(control.frames())

@@ -9,10 +9,11 @@ import numpy as np
 from jax import lax
 
 from recapture_jax.errors import InputError
+from recapture_jax.scenes import photos
 from recapture_jax.scenes.cameras import CameraPath, sample_camera_path
 from recapture_jax.scenes.render import render_frame
 from recapture_jax.scenes.sampling import sample_scene
-from recapture_jax.scenes.scene import Scene
+from recapture_jax.scenes.scene import PhotoTextures, Scene
 
 FRAME_RATE = 8.0  # frames per second of scene time
 _SPLITS = {"train": 1, "validation": 2, "test": 3}
@@ -48,15 +49,30 @@ _STATIC = ("num_frames", "height", "width", "samples", "frame_rate")
 
 @partial(jax.jit, static_argnames=_STATIC)
 def render_clip(
-    key, num_frames=14, height=96, width=160, samples=1, frame_rate=FRAME_RATE, static_share=0.25
+    key,
+    num_frames=14,
+    height=96,
+    width=160,
+    samples=1,
+    frame_rate=FRAME_RATE,
+    static_share=0.25,
+    textures: PhotoTextures | None = None,
 ):
-    """A random scene filmed along a random path; see `render_path` for the result."""
+    """A random scene filmed along a random path; see `render_path` for the result.
+
+    textures: photographs for some of its surfaces (`photos.load`); all else stays as without them.
+    """
     scene_key, path_key = jax.random.split(key)
-    scene = sample_scene(scene_key)
+    scene = photographed(sample_scene(scene_key), textures, scene_key)
     path = sample_camera_path(
         path_key, num_frames, height, width, scene.radius, static_share=static_share
     )
     return render_path(scene, path, height, width, samples, frame_rate)
+
+
+def photographed(scene: Scene, textures: PhotoTextures | None, key) -> Scene:
+    """The scene drawn from `key`, with photographs on some of its surfaces where there are any."""
+    return scene if textures is None else photos.paste(scene, textures, jax.random.fold_in(key, 1))
 
 
 @partial(jax.jit, static_argnames=_STATIC)
@@ -94,11 +110,22 @@ def clip_key(seed: int, split: str, index: int):
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def render_clips(keys, num_frames=14, height=96, width=160, samples=1, frame_rate=FRAME_RATE):
+def render_clips(
+    keys,
+    num_frames=14,
+    height=96,
+    width=160,
+    samples=1,
+    frame_rate=FRAME_RATE,
+    textures: PhotoTextures | None = None,
+):
     """`render_clip` for a [B] array of keys, one compilation; results gain a leading B."""
-    return lax.map(
-        lambda key: render_clip(key, num_frames, height, width, samples, frame_rate), keys
-    )
+
+    def one(key):
+        shape = (num_frames, height, width, samples, frame_rate)
+        return render_clip(key, *shape, textures=textures)
+
+    return lax.map(one, keys)
 
 
 def clip_batches(
@@ -111,10 +138,12 @@ def clip_batches(
     samples: int = 1,
     frame_rate: float = FRAME_RATE,
     start: int = 0,
+    textures: PhotoTextures | None = None,
 ) -> Iterator[dict]:
     """Endless batches of clips of a split, in order from clip number `start`.
 
-    Yields dicts as `render_path` returns them, with a leading `batch` axis, and "index" [batch].
+    Yields dicts as `render_path` returns them, with a leading `batch` axis, and "index" [batch]; textures: as of
+    `render_clip`.
     """
     clip_key(seed, split, 0)  # refuse a bad split now, not at the first batch
 
@@ -123,9 +152,8 @@ def clip_batches(
         while True:
             index = np.arange(first, first + batch)
             keys = jnp.stack([clip_key(seed, split, int(i)) for i in index])
-            yield render_clips(keys, num_frames, height, width, samples, frame_rate) | {
-                "index": index
-            }
+            shape = (num_frames, height, width, samples, frame_rate)
+            yield render_clips(keys, *shape, textures) | {"index": index}
             first += batch
 
     return generate()

@@ -5,7 +5,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import lax
 
-from recapture_jax.scenes import primitives, textures
+from recapture_jax.scenes import photos, primitives, textures
 from recapture_jax.scenes.primitives import FAR, dot, normalize, transform
 from recapture_jax.scenes.scene import (
     GROUND,
@@ -107,6 +107,8 @@ def _surface(scene, maps, point, index, axis):
         "direction": material.direction,
         "shift": material.shift,
     }
+    if scene.photos is not None:
+        columns["photo"] = jnp.stack([scene.photos.index, scene.photos.width], axis=-1)
     table = jnp.concatenate([v.astype(jnp.float32) for v in columns.values()], axis=-1).T
     onehot = (jnp.arange(NUM_SLOTS + 2)[:, None] == index[None, :]).astype(jnp.float32)
     rows = iter(_lookup(table, onehot))
@@ -150,6 +152,8 @@ def _surface(scene, maps, point, index, axis):
     columns = dict(zip(names, got["scalars"], strict=True))
     for name in ("direction", "shift"):
         columns |= {f"{name}_{c}": v for c, v in zip("xyz", got[name], strict=True)}
+    if scene.photos is not None:
+        columns |= dict(zip(("photo", "photo_width"), got["photo"], strict=True))
     colors = tuple(got["color_a"]), tuple(got["color_b"])
     return columns, colors, local, normal, tuple(f.astype(jnp.float32) for f in flat)
 
@@ -229,6 +233,10 @@ def _shade(scene, maps, origin, direction, pixel, within):
     footprint = jnp.where(around, pixel * 9.0, footprint)
     mix, noise, tint = textures.blend(material, local, flat, footprint)
 
+    colors = [a + mix * (b - a) for a, b in zip(color_a, color_b, strict=True)]
+    if scene.photos is not None:
+        colors = _photographed(scene.photos, material, colors, color_a, (local, flat, footprint))
+
     shadow_ray = _point_of_sun(light, *within)
     lit, open_sky = _sun_and_occlusion(scene, maps, point, normal, index, shadow_ray)
     sun = tuple(light.sun_direction[i] for i in range(3))
@@ -252,8 +260,7 @@ def _shade(scene, maps, origin, direction, pixel, within):
     haze = jnp.where(scene.room, 0.3 * haze, jnp.where(around, 0.35, haze))
     rgb = []
     for i in range(3):
-        albedo = color_a[i] + mix * (color_b[i] - color_a[i])
-        albedo = albedo * (1.0 + material["grain"] * noise + 0.5 * (tint - 0.5))
+        albedo = colors[i] * (1.0 + material["grain"] * noise + 0.5 * (tint - 0.5))
         albedo = jnp.clip(albedo, 0.0, 1.0)
         surface = albedo * (light.ambient[i] * ambient + light.sun_color[i] * direct)
         surface = jnp.where(
@@ -265,6 +272,14 @@ def _shade(scene, maps, origin, direction, pixel, within):
         clear = clear + cloud * (0.95 - clear) + 0.35 * glow * light.sun_color[i]
         rgb.append(jnp.where(sky, clear, surface))
     return rgb
+
+
+def _photographed(textures, material, colors, tint, where):
+    """The colours of surfaces, three [P], those of photographs where there are any."""
+    index = jnp.round(material["photo"]).astype(jnp.int32)
+    texels, grey = photos.sample(textures, index, material["photo_width"], *where)
+    found = [t * jnp.where(grey, c, 1.0) for t, c in zip(texels, tint, strict=True)]
+    return [jnp.where(index < 0, c, f) for c, f in zip(colors, found, strict=True)]
 
 
 def _display(linear):

@@ -85,12 +85,28 @@ class Light:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class PhotoTextures:
+    """Photographs, and the surfaces that they are on; see `recapture_jax.scenes.photos`.
+
+    pixels [N, L, 3] linear RGB, a pyramid of squares flattened; grey [N] bool, whether one takes the colour of its
+    surface; index [rows] which one is on a slot, the ground and the walls, -1: none; width [rows] metres across it.
+    """
+
+    pixels: jax.Array
+    grey: jax.Array
+    index: jax.Array
+    width: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """A dynamic scene. Slot kinds are `KINDS`; slots with `enabled` False do not exist.
 
     size [N, 3] half extents (metres), position [N, 3] and rotation [N, 3, 3] at rest
     (world_from_object); room: bool, a hall with half_extent [3] (walls X, Y; ceiling Z) instead of
-    a dome of dome_radius metres; radius: horizontal bound of all moving objects at all times.
+    a dome of dome_radius metres; radius: horizontal bound of all moving objects at all times; photos: None or
+    photographs on some of its surfaces.
     """
 
     enabled: jax.Array
@@ -104,6 +120,7 @@ class Scene:
     half_extent: jax.Array
     dome_radius: jax.Array
     radius: jax.Array
+    photos: PhotoTextures | None = None
 
 
 def rotation_about(axis, angle):
