@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kubric4d_miniature import SMALL, miniature_sample
 
-from experiments.kubric4d import ablations, rows
+from experiments.kubric4d import ablations, generated, rows
 from recapture_jax.errors import InputError
 
 
@@ -89,7 +89,7 @@ def test_the_page_pairs_changes_with_the_default_by_scene():
 
 
 def test_the_command_measures_once_and_refuses_nonsense(fits, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations.weights, "load_model", lambda path: None)
+    monkeypatch.setattr(generated.weights, "load_model", lambda path: None)
     options = ["--scenes=1", "--size=tiny", "--lpips=none", f"--out={tmp_path / 'out'}"]
     page = ablations.run(ablations.parse([*options, "--questions=known"]))
     assert page == (tmp_path / "out" / "ablations.md").read_text()

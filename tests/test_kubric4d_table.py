@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from kubric4d_miniature import MOVE, SMALL, miniature_sample, write_miniature
+from PIL import Image
 
 from experiments.kubric4d import __main__ as command
 from experiments.kubric4d import controls, distances, protocol, records, report, rig, rows
@@ -12,6 +13,7 @@ from recapture_jax.config import default_config
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation.images import psnr
 from recapture_jax.evaluation.temporal import warp_error
+from recapture_jax.scenes import photos
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,26 @@ def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch):
         command.run(command.parse(["--frechet=kid"]))
     with pytest.raises(InputError, match="scenes"):
         command.parse(["--scenes=0"])
+
+
+def test_photographs_go_on_surfaces_and_a_bad_folder_leaves_nothing(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    checked = np.kron(np.indices((16, 16)).sum(0) % 2, np.ones((2, 2)))
+    Image.fromarray((255 * checked).astype(np.uint8)).save(tmp_path / "photographs" / "a.png")
+    options = ["--scenes=1", "--size=tiny", "--lpips=none", "--rows=source"]
+    out, more = tmp_path / "out", [f"--textures={tmp_path / 'photographs'}"]
+    command.run(command.parse([*options, *more, f"--out={out}"]))
+    told = json.loads((out / "settings.json").read_text())
+    assert "photographs of" in told["data"]
+    control = controls.draw("scn00000", 0)
+    plain = protocol.rendered_sample(0, control, SMALL)
+    textured = photos.load(tmp_path / "photographs")
+    pasted = protocol.rendered_sample(0, control, SMALL, textures=textured)
+    np.testing.assert_array_equal(plain.depth, pasted.depth)
+    assert np.abs(plain.truth - pasted.truth).max() > 0.1
+    with pytest.raises(InputError, match="has no photographs"):
+        command.run(command.parse([*options, "--textures=nowhere", f"--out={tmp_path / 'none'}"]))
+    assert not (tmp_path / "none").exists()
 
 
 def test_distances_are_of_the_clips_that_row_and_truth_share(tmp_path):

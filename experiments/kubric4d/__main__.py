@@ -8,8 +8,8 @@ Without --data the scenes are rendered (exact truth); with it they are read in K
 the truth is splatted as GCD does. A run that was stopped goes on where it was.
 """
 
+import functools
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -18,15 +18,22 @@ from absl import flags
 from PIL import Image
 
 from experiments import command
-from experiments.kubric4d import controls, distances, layout, protocol, report, rig, rows
+from experiments.kubric4d import (
+    controls,
+    distances,
+    generated,
+    layout,
+    protocol,
+    report,
+    rig,
+    rows,
+)
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
-from recapture_jax import cache, first_stage, weights
-from recapture_jax import config as configuration
+from recapture_jax import cache, first_stage
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation import optional, perceptual
 from recapture_jax.pictures import contact_sheet
-from recapture_jax.progress import say
 from recapture_jax.video.write import write_png
 
 PICTURED = (0, 6, 13)  # frames of the figures
@@ -41,9 +48,7 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     values = flags.FlagValues()
     own = {"flag_values": values}
     whole, word, pick = flags.DEFINE_integer, flags.DEFINE_string, flags.DEFINE_enum
-    whole("scenes", 2, "how many", lower_bound=1, **own)
-    whole("first", 0, "number of the first; Kubric-4D's test split: 2900", lower_bound=0, **own)
-    pick("size", "small", list(SIZES), "full is the published protocol", **own)
+    generated.define_flags(values, ("test", "train", "validation"), "outputs/kubric4d")
     word("rows", "classical", "classical, model, all, or names joined by commas", **own)
     nets = [*perceptual.NETWORKS, "both", "none"]
     pick("lpips", "auto", ["auto", *nets], "networks; auto: vgg where it is installed", **own)
@@ -56,15 +61,8 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     whole("views", high, "with --data: merge views 0..n-1", **bounds, **own)
     command.define_path("controls", None, "JSON of moves; without it they are drawn", values)
     whole("samples", 1, "moves drawn per scene", lower_bound=1, **own)
-    pick("split", "test", ["train", "validation", "test"], "of rendered scenes", **own)
-    whole("seed", 0, "of rendered scenes and drawn moves", lower_bound=0, **own)
-    variants = list(configuration.VARIANTS)
-    pick("variant", "small", variants, "of the configuration", **own)
     word("model", None, "folder of the video model; default: the variant's", **own)
     whole("steps", None, "of tuning each LoRA; default: the variant's", lower_bound=1, **own)
-    changes = "group.field=value of the configuration, as lora.rank=4; may be repeated"
-    flags.DEFINE_multi_string("set", [], changes, **own)
-    command.define_path("out", "outputs/kubric4d", "folder of the results", values)
     return command.parse(values, arguments, __doc__)
 
 
@@ -100,7 +98,7 @@ def moves(given: flags.FlagValues) -> tuple[list[str], controls.Controls]:
     Raises:
         InputError: the data or the controls lack scenes.
     """
-    names = [f"scn{i:05d}" for i in range(given.first, given.first + given.scenes)]
+    names = generated.names(given)
     if given.data:
         there = [n for n in layout.scenes(layout.data_root(given.data)) if n >= names[0]]
         if len(there) < given.scenes:
@@ -118,8 +116,11 @@ def moves(given: flags.FlagValues) -> tuple[list[str], controls.Controls]:
     return names, picked
 
 
-def samples(given: flags.FlagValues, records: Records, wanted) -> Iterator[tuple]:
-    """(scene, sample name, control, Sample) of everything that is not measured yet."""
+def samples(given: flags.FlagValues, records: Records, wanted, rendered) -> Iterator[tuple]:
+    """(scene, sample name, control, Sample) of everything that is not measured yet.
+
+    rendered: see `generated.source`.
+    """
     names, drawn = moves(given)
     size = SIZES[given.size]
     for scene in names:
@@ -133,8 +134,7 @@ def samples(given: flags.FlagValues, records: Records, wanted) -> Iterator[tuple
                     root, scene, control, size, views=views, faithful=not given.clean
                 )
             else:
-                index = int(scene.removeprefix("scn"))
-                sample = protocol.rendered_sample(index, control, size, given.split, given.seed)
+                sample = rendered(scene, control)
             yield scene, name, control, sample
 
 
@@ -144,14 +144,12 @@ def settings_of(given: flags.FlagValues, config, lpips: tuple[str, ...]) -> dict
     if given.data:
         kind = "points splatted" + (", no quirks" if given.clean else " as GCD does")
     own = f"our own, seed {given.seed} (protocol-equivalent, not the published ones)"
-    return {
-        "size": list(SIZES[given.size]),
+    told = generated.settings(given, config, lpips)
+    return told | {
         "truth": kind,
-        "data": str(given.data or f"rendered, {given.split} split, seed {given.seed}"),
+        "data": str(given.data or told["data"]),
         "views": given.views,
         "controls": cache.file_hash(given.controls)[:12] if given.controls else own,
-        "lpips": list(lpips),
-        "config": rows.groups(config),
     }
 
 
@@ -203,16 +201,16 @@ def run(given: flags.FlagValues) -> str:
     used = picked(named, tuple(perceptual.NETWORKS))
     kinds = picked(given.frechet, distances.KINDS)
     config = configured(given)
-    settings = settings_of(given, config, used)
+    settings, rendered = settings_of(given, config, used), generated.source(given)
     records = Records(given.out, settings)
     perceptual_distances = [perceptual.load(n) for n in used]
     store = distances.FeatureStore(given.out / "features", kinds)
-    loaded = rows.Lazy(lambda: weights.load_model(configuration.resolve_path(config.model.path)))
+    loaded = generated.model_of(config)
     # The small prior was trained at a size near 'small' and knows no larger one.
     small = given.variant in ("small", "smoke") and given.size == "full"
     work_size = SIZES["small" if small else given.size]
     with first_stage.compilation(config):
-        for scene, name, control, sample in samples(given, records, wanted):
+        for scene, name, control, sample in samples(given, records, wanted, rendered):
             make = makers(sample, config, loaded, work_size)
             measures = protocol.judge(sample, perceptual_distances)
             hidden = np.repeat(sample.occluded[..., None], 3, axis=-1)
@@ -221,16 +219,14 @@ def run(given: flags.FlagValues) -> str:
             for row in wanted:
                 if records.has(scene, name, row):
                     continue
-                begin = time.perf_counter()
-                frames = make(row)
-                seconds = time.perf_counter() - begin
-                record = {"scene": scene, "sample": name, "row": row, "truth": sample.kind}
-                record |= {"control": asdict(control), "seconds": seconds}
-                record |= measures(frames)
-                store.add(row, f"{scene}_{name}", frames)
-                records.add(record)
-                clips[row] = frames
-                say(f"{scene} {name} {row}: {seconds:.1f} s")
+
+                def judge(frames, row=row, measures=measures, move=f"{scene}_{name}"):
+                    store.add(row, move, frames)  # before there is a record that says it is done
+                    return measures(frames)
+
+                more = {"truth": sample.kind, "control": asdict(control)}
+                made = functools.partial(make, row)
+                clips[row] = generated.measure(records, (scene, name, row), made, judge, **more)
             picture(given.out / "pictures" / f"{scene}_{name}", clips)
     found = store.distances((*rows.CLASSICAL, *rows.MODEL))
     text = report.document(records.lines, settings, found)

@@ -8,22 +8,21 @@ method, sampled as the configuration says and freely, as in the paper (nothing b
 anchor). A run that was stopped goes on where it was; questions can be added later.
 """
 
+import functools
 import json
-import time
 from collections.abc import Callable, Iterator
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import command
-from experiments.kubric4d import controls, protocol, report, rows
+from experiments.kubric4d import generated, protocol, report, rows
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
 from recapture_jax import config as configuration
-from recapture_jax import first_stage, weights
+from recapture_jax import first_stage
 from recapture_jax.errors import InputError
 from recapture_jax.evaluation import perceptual
-from recapture_jax.progress import say
 
 QUESTIONS = {
     "condition": (
@@ -80,19 +79,11 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     """
     values = flags.FlagValues()
     own = {"flag_values": values}
-    whole, pick = flags.DEFINE_integer, flags.DEFINE_enum
-    whole("scenes", 2, "how many", lower_bound=1, **own)
-    whole("first", 0, "number of the first", lower_bound=0, **own)
-    whole("seed", 0, "of scenes and moves", lower_bound=0, **own)
-    pick("split", "validation", ["train", "validation"], "of the scenes", **own)
-    pick("size", "small", list(SIZES), "of the clips", **own)
-    pick("variant", "small", list(configuration.VARIANTS), "of the configuration", **own)
+    generated.define_flags(values, ("validation", "train"), "outputs/ablations")
     flags.DEFINE_list("questions", list(QUESTIONS), "which to ask; none: ''", **own)
     told = "a question of your own: group.field=value, several joined by commas; may be repeated"
     flags.DEFINE_multi_string("change", [], told, **own)
-    flags.DEFINE_multi_string("set", [], "group.field=value for all, the default included", **own)
-    pick("lpips", "vgg", ["vgg", "none"], "network", **own)
-    command.define_path("out", "outputs/ablations", "folder of the results", values)
+    flags.DEFINE_enum("lpips", "vgg", ["vgg", "none"], "network", **own)
     return command.parse(values, arguments, __doc__)
 
 
@@ -207,35 +198,25 @@ def run(given: flags.FlagValues) -> str:
     changes = list(dict.fromkeys([DEFAULT, *(v for _, vs in questions.values() for v in vs)]))
     for change in changes:
         changed(config, change)  # refuses a bad one before any work
-    size = SIZES[given.size]
-    settings = {
-        "size": list(size),
-        "data": f"rendered, {given.split} split, seed {given.seed}",
-        "lpips": given.lpips,
-        "config": rows.groups(config),
-    }
-    lpips = [] if given.lpips == "none" else [perceptual.load(given.lpips)]
-    records = Records(given.out, settings)
+    used = [] if given.lpips == "none" else [given.lpips]
+    settings = generated.settings(given, config, used)
+    sample_of, model = generated.source(given), generated.model_of(config)
+    lpips, records = [perceptual.load(n) for n in used], Records(given.out, settings)
     wanted = [(mode, change) for change in changes for mode in modes(change)]
-    names = [f"scn{i:05d}" for i in range(given.first, given.first + given.scenes)]
-    moves = controls.generate(names, 1, given.seed)
-    model = rows.Lazy(lambda: weights.load_model(configuration.resolve_path(config.model.path)))
     with first_stage.compilation(config):
-        for scene in names:
-            ((sample_name, control),) = moves[scene].items()
+        for scene, drawn in generated.moves(given).items():
+            ((sample_name, control),) = drawn.items()
             missing = [w for w in wanted if not records.has(scene, sample_name, _key(*w))]
             if not missing:
                 continue
-            index = int(scene.removeprefix("scn"))
-            sample = protocol.rendered_sample(index, control, size, given.split, given.seed)
-            fits, measures = Fits(model(), config, sample, size), protocol.judge(sample, lpips)
+            sample = sample_of(scene, control)
+            fits = Fits(model(), config, sample, SIZES[given.size])
+            measures = protocol.judge(sample, lpips)
             for mode, change in missing:
-                begin = time.perf_counter()
-                frames = fits.frames(mode, change)
-                record = {"scene": scene, "sample": sample_name, "row": _key(mode, change)}
-                record["seconds"] = time.perf_counter() - begin
-                records.add(record | measures(frames))
-                say(f"{scene} {_key(mode, change)}: {record['seconds']:.1f} s")
+                key = scene, sample_name, _key(mode, change)
+                generated.measure(
+                    records, key, functools.partial(fits.frames, mode, change), measures
+                )
     page = document(records.lines, questions, settings["data"])
     (given.out / "ablations.md").write_text(page)
     return page
