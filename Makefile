@@ -40,7 +40,10 @@ memory: $(VENV)/.test
 	$(BIN)/python -m experiments.bench.memory --stage=tune --frames=25
 	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=14
 	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=25
+	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=14 --apart
+	$(BIN)/python -m experiments.bench.memory --stage=sample --frames=25 --apart
 	$(BIN)/python -m experiments.bench.memory --stage=decode
+	$(BIN)/python -m experiments.bench.memory --stage=decode --chunk=5
 
 $(VENV)/.base: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -140,6 +140,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     )
     generate.known_sigma_min = 1.0  # noise level below which the sampler is free again
     generate.keep_pixels = False  # the result has the anchor's own pixels where it is known
+    generate.guidance_passes = "auto"  # together or apart (half the memory); auto: what fits
     generate.decode_chunk = 0  # frames decoded at once; 0: all
 
     config.mesh = mesh = ml_collections.ConfigDict()
@@ -157,13 +158,14 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     if variant in ("small", "smoke"):
         tune.steps, tune.window = 150, 2  # half a minute each on two CPU cores; 400 is the paper's
         tune.learning_rate, tune.spatial_rate = 2e-3, 0.25
+        tune.spatial_condition = "frame"
         tune.checkpoint_every = 50
         generate.motion_bucket = 40  # most of its training clips lie below
         generate.max_guidance = 1.0  # guidance shifts this prior's colours
         generate.known_weight, generate.known_sigma_min = 1.0, 0.3  # it is too weak to do without
         generate.keep_pixels = True
         generate.steps, generate.sigma_min = 2, 2.0  # more steps or lower levels add grain
-        generate.sdedit_sigma, generate.sdedit_steps = 2.0, 1
+        generate.sdedit_steps = 1
     if variant == "smoke":
         video.num_frames = 4
         tune.steps, tune.checkpoint_every = 4, 2
@@ -192,6 +194,7 @@ _CHOICES = {
     "tune.loss": ("v", "eps"),
     "tune.known": ("all", "any", "share"),
     "tune.spatial_condition": ("first", "frame", "none"),
+    "generate.guidance_passes": ("auto", "together", "apart"),
 }
 # Smallest and largest allowed value.
 _RANGES = {

@@ -82,7 +82,8 @@ class Run(FirstStage):
 
     def __init__(self, config, models: dict):
         self.model_path = configuration.resolve_path(config.model.path)
-        super().__init__(config, weights.read_config(self.model_path))
+        with processes.refusing_together():
+            super().__init__(config, weights.read_config(self.model_path))
         self.records: dict[str, Any] = {}
         self.dtype = _dtype(config.model.dtype)
         _check_attention(config.model.attention, self.dtype)
@@ -118,7 +119,7 @@ class Run(FirstStage):
 
     def read(self) -> None:
         """As `FirstStage.read`, and the model's hash."""
-        with self.watch.stage("read"):
+        with self.watch.stage("read"), processes.refusing_together():
             super().read()
             self.inputs |= {"model": self._model_hash(), "dtype": str(jnp.dtype(self.dtype))}
 
@@ -132,7 +133,9 @@ class Run(FirstStage):
         self.config = self.config.copy_and_resolve_references()  # the caller's stays as it was
         self.config.model.remat = self.plan_of_memory.remat
         self.config.model.offload = "always" if self.plan_of_memory.offload else "never"
-        self.config.generate.decode_chunk = self.plan_of_memory.decode_chunk
+        generate = self.config.generate
+        generate.guidance_passes = "apart" if self.plan_of_memory.apart else "together"
+        generate.decode_chunk = self.plan_of_memory.decode_chunk
 
     def _model_hash(self) -> str:
         """Content of the model: of its one file, or what the converter recorded of its source."""

@@ -64,10 +64,14 @@ class Need:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a run will be done on this device: `model.remat` and `offload`, `generate.decode_chunk`."""
+    """How a run will be done on this device.
+
+    `model.remat` and `offload`, `generate.decode_chunk`, and apart: `generate.guidance_passes`.
+    """
 
     remat: str
     offload: bool
+    apart: bool
     decode_chunk: int
     needs: tuple[Need, ...]
     limit: int
@@ -79,6 +83,7 @@ class Plan:
         chosen = {
             "remat": self.remat,
             "offload": self.offload,
+            "guidance_passes": "apart" if self.apart else "together",
             "decode_chunk": self.decode_chunk,
         }
         chosen |= {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}
@@ -132,7 +137,7 @@ class Estimate:
         self._tuning = tune_stage.settings(config.tune, self.networks.unet.config.stride)
         self._window = math.prod(window_side(n, self._tuning) for n in self.latent)
         guided = max(config.generate.min_guidance, config.generate.max_guidance) > 1.0
-        self._clips = 2 if guided else 1  # that the sampler runs at once
+        self.guided, self._clips = guided, 2 if guided else 1  # of one step of the sampler
         self.tune, self.operations = (  # what has to be traced
             functools.cache(method) for method in (self.tune, self.operations)
         )
@@ -153,10 +158,14 @@ class Estimate:
         working = together * (kept + self._alive(_TUNE_UNITS * unit)) / used
         return Need("tune", self._weights + own, int(working))
 
-    def sample(self) -> Need:
-        """One step of the sampler; windows of a long clip go through the network one after another."""
-        unit = self._unit(math.prod(self.latent)) * self._clips
-        working = self._alive(_SAMPLE_UNITS * unit) / self._devices(self._clips)
+    def sample(self, apart: bool = False) -> Need:
+        """One step of the sampler; windows of a long clip go through the network one after another.
+
+        apart: the two passes of guidance, too.
+        """
+        clips = 1 if apart else self._clips
+        unit = self._unit(math.prod(self.latent)) * clips
+        working = self._alive(_SAMPLE_UNITS * unit) / self._devices(clips)
         return Need("sample", self._weights, int(working))
 
     def decode(self, chunk: int) -> Need:
@@ -275,8 +284,9 @@ def plan(
 ) -> Plan:
     """How the run fits the device; says so in a line.
 
-    What is free comes first: with `model.offload` 'auto' the weights that a stage does not use wait in main memory
-    if they do not fit; `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not
+    What is free comes first: with `generate.guidance_passes` 'auto' the two passes of guidance run one after the
+    other if they do not fit together, with `model.offload` 'auto' the weights that a stage does not use wait in main
+    memory; `model.remat` 'auto' becomes the first of none, dots, full that fits; a decoder that does not
     fit takes fewer frames at once. Nothing else is changed by itself, since it would change the result.
 
     Args:
@@ -298,13 +308,16 @@ def plan(
     def placed(need: Need, offload: bool) -> Need:
         return estimate.offloaded(need) if offload else need
 
-    def others(chunk: int, offload: bool) -> tuple[Need, Need, Need]:
-        needs = estimate.encode(), estimate.sample(), estimate.decode(chunk)
-        return tuple(placed(need, offload) for need in needs)
-
-    given = config.generate.decode_chunk
+    given, passes = config.generate.decode_chunk, config.generate.guidance_passes
     chunk = given or frames
     offloads = _offload_choices(config.model.offload)
+    together_fits = fits(placed(estimate.sample(), offloads[0]))
+    apart = estimate.guided and (passes == "apart" or passes == "auto" and not together_fits)
+
+    def others(chunk: int, offload: bool) -> tuple[Need, Need, Need]:
+        needs = estimate.encode(), estimate.sample(apart), estimate.decode(chunk)
+        return tuple(placed(need, offload) for need in needs)
+
     if not all(map(fits, others(chunk, offloads[0]))):
         offloads = offloads[-1:]
     for remat, offload in itertools.product(_remat_choices(config.model.remat), offloads):
@@ -318,7 +331,7 @@ def plan(
     rate = cost.matmul_rate(estimate.dtype, cost.matmul_side())
     seconds = {k: n / (rate * _EFFICIENCY[k]) for k, n in estimate.operations(remat).items()}
     chunk = given if chunk >= (given or frames) else chunk
-    found = Plan(remat, offload, chunk, needs, limit, seconds)
+    found = Plan(remat, offload, apart, chunk, needs, limit, seconds)
     _say(found, config)
     for need in needs:
         if not fits(need):
@@ -346,6 +359,8 @@ def _say(found: Plan, config) -> None:
         text += f"; model.remat={found.remat}"
     if found.offload:
         text += "; weights wait in main memory between their uses"
+    if found.apart and config.generate.guidance_passes == "auto":
+        text += "; the passes of guidance one after the other"
     if found.decode_chunk != config.generate.decode_chunk:
         text += f"; decoding {found.decode_chunk} frames at once, or all would not fit"
     progress.say(text)
@@ -367,6 +382,8 @@ def _refusal(need: Need, found: Plan, config, frames: int, size) -> str:
             advice.insert(0, "config.model.remat=auto")
     if config.model.offload == "never":
         advice.insert(0, "config.model.offload=auto")
+    if need.stage == "sample" and config.generate.guidance_passes == "together":
+        advice.insert(0, "config.generate.guidance_passes=auto")
     if need.stage in ("tune", "sample") and frames > 8:
         advice.append("config.model.window=8")
     return (

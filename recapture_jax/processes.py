@@ -5,6 +5,7 @@ what it finds there the others receive from it, so that no disk has to be shared
 is computed next is answered by process 0 for all (`agreed`): two answers would leave each waiting for the other.
 """
 
+import contextlib
 import io
 import json
 import pathlib
@@ -17,6 +18,8 @@ from jax.experimental import multihost_utils
 
 from recapture_jax import progress
 from recapture_jax.errors import InputError
+
+_LONGEST_REFUSAL = 1024  # bytes that the other processes are told
 
 
 def start(
@@ -63,6 +66,35 @@ def agreed(value: Any) -> Any:
     if jax.process_count() == 1:
         return value
     return json.loads(_broadcast(json.dumps(value).encode()))
+
+
+@contextlib.contextmanager
+def refusing_together():
+    """Bad input that one process finds, such as a file on its disk alone, ends all of them, not only it.
+
+    Without, the others would wait for it. Around what every process does, and nothing in it that they do together.
+
+    Raises:
+        InputError: of this process, else of the first that has one.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    own = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    text = str(own).encode()[:_LONGEST_REFUSAL] if own else b""
+    mine = np.zeros(_LONGEST_REFUSAL, np.uint8)
+    mine[: len(text)] = np.frombuffer(text, np.uint8)
+    everyones = multihost_utils.process_allgather(mine)
+    if own:
+        raise own
+    for index, found in enumerate(everyones):
+        if found.any():
+            said = found.tobytes().rstrip(b"\0").decode(errors="ignore")
+            raise InputError(f"process {index} stopped: {said}")
 
 
 def same(tree: Any) -> Any:

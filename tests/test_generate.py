@@ -58,6 +58,21 @@ def test_the_whole_sampling_ends_at_a_fully_known_anchor(tiny_model, anchor, con
     np.testing.assert_allclose(result, plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [0, 2])
+def test_passes_of_guidance_apart_give_what_they_give_together(tiny_model, anchor, config, window):
+    """But for rounding, which sampling amplifies; tests/test_shortcuts.py looks at one step."""
+    group, both = MODEL.copy_and_resolve_references(), config.copy_and_resolve_references()
+    group.window, both.known_weight, both.max_guidance = window, 0.0, 3.0
+    made = {}
+    for passes in ("together", "apart"):
+        both.guidance_passes = passes
+        made[passes] = generate.generate(tiny_model, anchor, {}, group, both, seed=0)
+    assert np.linalg.norm(made["apart"] - made["together"]) < 1e-4 * np.linalg.norm(made["apart"])
+    both.max_guidance = 1.0  # there is one pass alone
+    alone = generate.generate(tiny_model, anchor, {}, group, both, seed=0)
+    assert np.linalg.norm(alone - made["apart"]) > 1e-2 * np.linalg.norm(made["apart"])
+
+
 def test_no_weight_no_projection(tiny_model, anchor, config):
     config.known_weight = 0.0
     assert generate.keep_known(tiny_model, anchor, config) is None

@@ -59,6 +59,9 @@ def test_sampling_and_decoding_hold_what_xla_plans(told):
     lean = case(attention="chunked")
     plan = report(compile_sample(lean))["temporaries"]
     assert 0.4 < plan / told.sample().working < 1.2
+    apart = report(compile_sample(lean, apart=True))["temporaries"]
+    assert apart < 0.85 * plan
+    assert 0.4 < apart / told.sample(apart=True).working < 1.2
     plan = report(compile_decode(lean, 4))["temporaries"]
     assert 0.4 < plan / told.decode(0).working < 1.2
     assert told.decode(2).working < 0.6 * told.decode(0).working

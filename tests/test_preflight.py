@@ -43,6 +43,7 @@ def test_full_size_in_half_precision():
     needs = preflight.Estimate(svd(25), default_config("svd"), jnp.bfloat16, 25, (576, 1024))
     assert needs.tune("full").total < 30 * GIB
     assert needs.sample().total < 18 * GIB
+    assert needs.sample(apart=True).total < 12 * GIB
     assert needs.decode(4).working < 10 * GIB
 
 
@@ -83,6 +84,29 @@ def test_weights_wait_in_main_memory_before_anything_is_computed_twice(monkeypat
     assert needs["tune"].weights - held["tune"] == sizes["vae"] + sizes["image_encoder"]
     config.model.offload = "always"
     assert preflight.plan(*args, limit=80 * GIB).offload
+
+
+def test_passes_of_guidance_run_apart_where_they_do_not_fit_together(capsys):
+    config = default_config("svd")
+    config.model.offload, config.tune.window = "never", 16
+    args = CONFIG | {"num_frames": 28}, config, jnp.float32, 28, (128, 192)
+    free = preflight.plan(*args, limit=80 * GIB)
+    assert not free.apart and free.report()["guidance_passes"] == "together"
+    needs = {need.stage: need for need in free.needs}
+    assert needs["sample"].total > needs["tune"].total
+    limit = int(needs["sample"].total / 0.9) - 2
+    tight = preflight.plan(*args, limit=limit)
+    assert tight.apart and "one after the other" in capsys.readouterr().err
+    held = {need.stage: need for need in tight.needs}["sample"]
+    assert held.working < 0.7 * needs["sample"].working
+    config.generate.guidance_passes = "apart"
+    assert preflight.plan(*args, limit=80 * GIB).apart
+    config.generate.guidance_passes = "together"
+    with pytest.raises(InputError, match=r"to sample .*config\.generate\.guidance_passes=auto"):
+        preflight.plan(*args, limit=limit)
+    config.generate.max_guidance = 1.0  # one pass alone
+    config.generate.guidance_passes = "auto"
+    assert not preflight.plan(*args, limit=limit).apart
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):

@@ -110,7 +110,9 @@ def test_tables_computed_once_and_passed_back(params, literal):
     assert rel(run(params, other), literal) > 1e-2
 
 
-def test_sampling_with_tables_of_the_doubled_batch(tiny_model, params):
+@pytest.mark.parametrize("apart", [False, True])
+def test_sampling_with_tables_of_the_doubled_batch(tiny_model, params, apart):
+    """Both passes of guidance in one batch, and one after the other."""
     sample, _, context, ids = inputs(batch=1)
     x, latents = jnp.asarray(sample[..., :4]), jnp.asarray(sample[..., 4:])
     cond = Conditioning(jnp.asarray(context), latents, jnp.asarray(ids))
@@ -120,11 +122,11 @@ def test_sampling_with_tables_of_the_doubled_batch(tiny_model, params):
     expected = free + scales.reshape(1, 3, 1, 1, 1) * (known - free)
     assert rel(known, expected) > 1e-3
 
-    tables = tiny_model.tables(params, doubled(cond))
+    tables = tiny_model.tables(params, doubled(cond), apart)
 
     @jax.jit
     def guided(params, tables, x, cond):
-        denoise = functools.partial(tiny_model.sampling_denoiser(), params, tables)
+        denoise = functools.partial(tiny_model.sampling_denoiser(None, apart), params, tables)
         return with_guidance(denoise, scales)(x, sigma, cond)
 
     assert rel(guided(params, tables, x, cond), expected) <= TOLERANCE

@@ -35,8 +35,15 @@ from recapture_jax.tuning.step import AnchorData, Settings, init_state, make_ste
 
 FACTOR = 8  # pixels per latent
 # XLA:CPU drops the barriers of jax.checkpoint before it schedules, which moves the recomputation
-# next to the forward pass and undoes the saving. Kept for the plan (which is not for running).
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander,optimization_barrier_expander"}
+# next to the forward pass and undoes the saving. Kept for the plan (which is not for running). And it widens
+# bfloat16 weights to float32, those of a loop all at once in front of it: here where they are used.
+_DISABLED = (
+    "cse_barrier_expander",
+    "optimization_barrier_expander",
+    "while-loop-invariant-code-motion",
+    "while-loop-expensive-invariant-code-motion",
+)
+PLAN = {"xla_disable_hlo_passes": ",".join(_DISABLED)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,19 +112,19 @@ def compile_step(case: Case) -> jax.stages.Compiled:
     state, params, data = case.shapes()
     step = make_step(case.model.network, Settings(), ("temporal",))
     lowered = jax.jit(step, donate_argnums=0).lower(state, {}, params, data)
-    return lowered.compile(compiler_options=KEEP_BARRIERS)
+    return lowered.compile(compiler_options=PLAN)
 
 
-def compile_sample(case: Case) -> jax.stages.Compiled:
-    """A guided step of the sampler compiled for inspection."""
+def compile_sample(case: Case, apart: bool = False) -> jax.stages.Compiled:
+    """A guided step of the sampler compiled for inspection; apart: its passes one after the other."""
     model = case.model
     _, unet, data = case.shapes()
     cond = data["anchor"].cond
-    tables = jax.eval_shape(lambda p, c: model.tables(p, doubled(c)), unet, cond)
-    step = guided_step(model, guidance_ramp(1.0, 3.0, case.frames))
+    tables = jax.eval_shape(lambda p, c: model.tables(p, doubled(c), apart), unet, cond)
+    step = guided_step(model, guidance_ramp(1.0, 3.0, case.frames), apart)
     level = _shape(())
     lowered = jax.jit(step).lower(unet, tables, cond, data["anchor"].latents, level, level)
-    return lowered.compile(compiler_options=KEEP_BARRIERS)
+    return lowered.compile(compiler_options=PLAN)
 
 
 def compile_decode(case: Case, chunk: int) -> jax.stages.Compiled:
@@ -129,7 +136,7 @@ def compile_decode(case: Case, chunk: int) -> jax.stages.Compiled:
         return vae.apply({"params": params}, codes, method=VAE.decode)
 
     lowered = jax.jit(decode).lower(case.params("vae"), codes)
-    return lowered.compile(compiler_options=KEEP_BARRIERS)
+    return lowered.compile(compiler_options=PLAN)
 
 
 def report(compiled: jax.stages.Compiled) -> dict[str, float]:
@@ -164,6 +171,7 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     pick("attention", "chunked", ["auto", "xla", "chunked"], "of the U-Net", **own)
     pick("dtype", "bfloat16", ["bfloat16", "float32"], "of the U-Net", **own)
     whole("rank", 16, "of the temporal LoRA", lower_bound=1, **own)
+    flags.DEFINE_bool("apart", False, "the passes of guidance one after the other", **own)
     whole("chunk", 7, "frames decoded at once", lower_bound=1, **own)
     flags.DEFINE_bool("trace_only", False, "do not compile", **own)
     return command.parse(values, arguments, __doc__)
@@ -191,7 +199,7 @@ def main(given: flags.FlagValues) -> None:
     if not given.trace_only:
         compile_stage = {
             "tune": compile_step,
-            "sample": compile_sample,
+            "sample": lambda case: compile_sample(case, given.apart),
             "decode": lambda case: compile_decode(case, given.chunk),
         }[given.stage]
         for name, value in report(compile_stage(case)).items():

@@ -112,11 +112,16 @@ class Ours:
         )
 
 
-def guided_step(model: VideoModel, scales: np.ndarray) -> Callable[..., jax.Array]:
-    """`(unet_params, tables, cond, x, sigma, sigma_next) -> x`, one step of the sampler."""
+def guided_step(
+    model: VideoModel, scales: np.ndarray, apart: bool = False
+) -> Callable[..., jax.Array]:
+    """`(unet_params, tables, cond, x, sigma, sigma_next) -> x`, one step of the sampler.
+
+    apart: the two passes of guidance one after the other.
+    """
 
     def step(params, tables, cond, x, sigma, sigma_next):
-        denoise = Partial(model.sampling_denoiser(), params, tables)
+        denoise = Partial(model.sampling_denoiser(None, apart), params, tables)
         return euler_step(denoise, x, sigma, sigma_next, 0, cond, guidance=scales)[0]
 
     return step

@@ -26,8 +26,8 @@ from recapture_jax.evaluation import perceptual
 
 QUESTIONS = {
     "condition": (
-        "What image is the spatial step conditioned on? Default: the first frame of the clip",
-        ("tune.spatial_condition=frame", "tune.spatial_condition=none"),
+        "What image is the spatial step conditioned on? Default of the small prior: the frame itself",
+        ("tune.spatial_condition=first", "tune.spatial_condition=none"),
     ),
     "loss": ("v- or eps-weighting of the losses? Default: v", ("tune.loss=eps",)),
     "targets": (
@@ -53,8 +53,8 @@ QUESTIONS = {
         ),
     ),
     "sdedit": (
-        "From which noise level does SDEdit start? Default of the small prior: 2",
-        ("generate.sdedit_sigma=1", "generate.sdedit_sigma=4"),
+        "From which noise level does SDEdit start? Default of the small prior: 1",
+        ("generate.sdedit_sigma=0.5", "generate.sdedit_sigma=2", "generate.sdedit_sigma=4"),
     ),
     "steps": ("How long is tuned? Default of the small prior: 150 steps", ("tune.steps=75",)),
     "rank": ("Which rank? Default: 16", ("lora.rank=4",)),

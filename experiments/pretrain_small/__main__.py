@@ -49,7 +49,9 @@ _IMAGES = flags.DEFINE_integer(
 )
 _MINUTES = flags.DEFINE_float("minutes", 1e9, "Stop after so many minutes, with a snapshot.")
 _START = flags.DEFINE_string(
-    "start", None, "vae, unet: folder of a model to go on from; unet: whatever its latents."
+    "start",
+    None,
+    "vae, unet: folder of a model to go on from; unet: whatever its latents. export: its U-Net, if none was trained.",
 )
 _DST = flags.DEFINE_string("dst", None, "export: folder of the finished model.")
 
@@ -114,7 +116,8 @@ def main(argv) -> None:
         )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":
-        export.write_model(workdir, pathlib.Path(_DST.value))
+        start = pathlib.Path(_START.value) if _START.value else None
+        export.write_model(workdir, pathlib.Path(_DST.value), start)
     else:
         from experiments.pretrain_small import evaluate
 

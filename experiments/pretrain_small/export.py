@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from experiments.pretrain_small.architecture import CONFIG
+from recapture_jax.weights import load_model
 
 
 def save_params(path: pathlib.Path, params: dict) -> None:
@@ -23,10 +24,18 @@ def load_params(path: pathlib.Path) -> dict:
         return unflatten_dict(dict(file), sep="/")
 
 
-def write_model(workdir: pathlib.Path, dst: pathlib.Path) -> None:
-    """`config.json` and `model.safetensors` (float16) of the trained prior."""
-    trained = load_params(workdir / "unet.npz")
-    scale = float(trained.pop("scaling_factor"))
+def write_model(workdir: pathlib.Path, dst: pathlib.Path, start: pathlib.Path | None) -> None:
+    """`config.json` and `model.safetensors` (float16) of the trained prior.
+
+    start: the model whose autoencoder was trained further, where no U-Net was.
+    """
+    if (workdir / "unet.npz").exists() or start is None:
+        trained = load_params(workdir / "unet.npz")
+        scale = float(trained.pop("scaling_factor"))
+    else:
+        model = load_model(start)
+        trained = {name: model.params[name] for name in ("unet", "image_encoder")}
+        scale = model.networks.vae.config.scaling_factor
     params = {"vae": load_params(workdir / "vae.npz")} | trained
     config = copy.deepcopy(CONFIG)
     config["vae"]["scaling_factor"] = scale

@@ -167,14 +167,15 @@ class _Sampler:
     def _denoiser(self, params: dict, scales: np.ndarray) -> tuple[Partial, np.ndarray | None]:
         """Of the whole clip, and the scales that are left for the sampler to guide it with."""
         model, guided = self.model, scales.max() > 1.0
+        apart = guided and self.config.guidance_passes == "apart"
         place = sharding.place_batch(self.mesh)
         tables = []
         for k in range(len(self.starts)):
             cond = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], self.cond)
             # Guidance doubles the batch, and so must the tables.
-            tables.append(model.tables(params, doubled(cond) if guided else cond))
+            tables.append(model.tables(params, doubled(cond) if guided else cond, apart))
         if len(tables) == 1:
-            return Partial(model.sampling_denoiser(place), params, tables[0]), scales
-        denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None, place)
+            return Partial(model.sampling_denoiser(place, apart), params, tables[0]), scales
+        denoise = model.window_denoiser(tuple(scales.tolist()) if guided else None, place, apart)
         tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
         return Partial(denoise, params, tables, self.starts, self.weights, self.unknown), None

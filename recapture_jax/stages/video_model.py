@@ -61,34 +61,51 @@ class VideoModel:
         """x0 prediction `(x, sigma, cond) -> x0`: all that sampling and losses know of the model."""
         return edm.precondition(self.network(unet_params, image_only, tables))
 
-    def tables(self, unet_params: dict, cond: Conditioning) -> dict:
-        """Constants of a sampling run (attn2 vectors, frame positions); pass them to `network`."""
-        return self._tables(unet_params, cond)
+    def tables(self, unet_params: dict, cond: Conditioning, apart: bool = False) -> dict:
+        """Constants of a sampling run (attn2 vectors, frame positions); pass them to `network`.
+
+        apart: those of every clip of the batch by themselves, stacked, for `sampling_denoiser(apart=True)`.
+        """
+        if not apart:
+            return self._tables(unet_params, cond)
+        clips = [jax.tree.map(lambda x, i=i: x[i : i + 1], cond) for i in range(len(cond.context))]
+        return jax.tree.map(lambda *x: jnp.stack(x), *(self._tables(unet_params, c) for c in clips))
 
     @functools.cached_property
     def sampling_denoiser(self):
-        """`place=None -> (unet_params, tables, x, sigma, cond) -> x0`.
+        """`(place=None, apart=False) -> (unet_params, tables, x, sigma, cond) -> x0`.
 
-        One function per model and `place` (`sharding.place_batch`; None: nowhere), so it compiles once.
+        One function per model, `place` (`sharding.place_batch`; None: nowhere) and `apart`, so it compiles once.
+        apart: the clips of the batch one after another, in the memory of one; sigma is a scalar then.
         """
 
-        def of(place=None):
+        def of(place=None, apart=False):
             def denoise(unet_params, tables, x, sigma, cond):
                 if place is not None:
                     x, cond = place((x, cond), len(x))
                 return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
 
-            return denoise
+            def in_turn(unet_params, tables, x, sigma, cond):
+                def one(clip):
+                    table, *batch = clip
+                    x, cond = jax.tree.map(lambda leaf: leaf[None], batch)
+                    return denoise(unet_params, table, x, sigma, cond)[0]
+
+                return jax.lax.map(one, (tables, x, cond))
+
+            return in_turn if apart else denoise
 
         return functools.lru_cache(of)
 
     @functools.cached_property
     def window_denoiser(self):
-        """`(scales, place=None) -> windows.in_windows` of the denoiser above, guided by them; likewise one each."""
+        """`(scales, place=None, apart=False) -> windows.in_windows` of the denoiser above, guided by them."""
         scaling = float(self.networks.vae.config.scaling_factor)
-        return functools.lru_cache(
-            lambda scales, place=None: in_windows(self.sampling_denoiser(place), scales, scaling)
-        )
+
+        def of(scales, place=None, apart=False):
+            return in_windows(self.sampling_denoiser(place, apart), scales, scaling)
+
+        return functools.lru_cache(of)
 
     def embed_image(self, images: jax.Array) -> jax.Array:
         """Images `[B, H, W, 3]` in [0, 1] to contexts `[B, 1, D]`."""

@@ -30,7 +30,7 @@ def settings(home, root, **mesh):  # noqa: F811
     return configure(home, root, **changes, **tune, **mesh)
 
 
-def two_processes(home, *stop) -> list[subprocess.CompletedProcess]:  # noqa: F811
+def two_processes(home, *how) -> list[subprocess.CompletedProcess]:  # noqa: F811
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -38,7 +38,7 @@ def two_processes(home, *stop) -> list[subprocess.CompletedProcess]:  # noqa: F8
     paths = os.pathsep.join(map(str, (here, here.parent, here.parent.parent)))
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "worker", str(i), str(port), str(home), *stop],
+            [sys.executable, "-m", "worker", str(i), str(port), str(home), *how],
             env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": paths},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,6 +93,14 @@ def test_both_go_on_from_the_first_ones_checkpoint(runs):
     for process in runs[0]:
         assert process.returncode == 3 and "left after a checkpoint" in process.stdout
     assert "spatial: resuming at step 2 of 4" in runs[1][0].stderr
+
+
+def test_what_one_process_refuses_ends_both(home):  # noqa: F811
+    first, second = two_processes(home, "lack")
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    assert "process 1 stopped:" in first.stderr and "nowhere.mp4" in first.stderr
+    assert "error: " in second.stderr and "process 1 stopped" not in second.stderr
+    assert not (home / "outputs1").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""One process of a run of two, for test_processes: `python -m worker INDEX PORT HOME [stop]`."""
+"""One process of a run of two, for test_processes: `python -m worker INDEX PORT HOME [stop|lack]`.
+
+stop: leaves after a checkpoint; lack: process 1 has no clip.
+"""
 
 import pathlib
 import sys
@@ -7,13 +10,13 @@ import conftest  # noqa: F401 - strict settings, before anything else touches JA
 import jax
 from test_processes import MESH, settings
 
-from recapture_jax import pipeline, processes
+from recapture_jax import pipeline, processes, terminal
 from recapture_jax.checkpoints import TrainCheckpoints
 
-index, port, home, *stop = sys.argv[1:]
+index, port, home, *how = sys.argv[1:]
 processes.start(f"localhost:{port}", 2, int(index))
 assert jax.device_count() == 8 and jax.local_device_count() == 4
-if stop:
+if how == ["stop"]:
     save = TrainCheckpoints.save
 
     def save_and_leave(self, *args, **kwargs):
@@ -22,4 +25,7 @@ if stop:
         raise SystemExit(3)
 
     TrainCheckpoints.save = save_and_leave
-print("result", pipeline.run(settings(pathlib.Path(home), f"outputs{index}", **MESH)).folder)
+config = settings(pathlib.Path(home), f"outputs{index}", **MESH)
+if how == ["lack"] and index == "1":
+    config.video.path = "nowhere.mp4"
+sys.exit(terminal.finish(lambda: f"result {pipeline.run(config).folder}"))
