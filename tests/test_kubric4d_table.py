@@ -183,7 +183,7 @@ def test_photographs_go_on_surfaces_and_a_bad_folder_leaves_nothing(tmp_path):
     out, more = tmp_path / "out", [f"--textures={tmp_path / 'photographs'}"]
     command.run(command.parse([*options, *more, f"--out={out}"]))
     told = json.loads((out / "settings.json").read_text())
-    assert "photographs of" in told["data"]
+    assert "photographs " in told["data"]
     control = controls.draw("scn00000", 0)
     plain = protocol.rendered_sample(0, control, SMALL)
     textured = photos.load(tmp_path / "photographs")

@@ -12,8 +12,8 @@ from experiments.kubric4d import controls, protocol, rows
 from experiments.kubric4d.controls import Control
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
+from recapture_jax import cache, weights
 from recapture_jax import config as configuration
-from recapture_jax import weights
 from recapture_jax.progress import say
 from recapture_jax.scenes import photos
 
@@ -54,7 +54,7 @@ def settings(given: flags.FlagValues, config: ConfigDict, lpips: Sequence[str]) 
     """What all records of a folder share."""
     what = f"rendered, {given.split} split, seed {given.seed}"
     if given.textures:
-        what += f", photographs of {given.textures}"
+        what += f", photographs {cache.file_hash(given.textures)[:12]}"
     return {
         "size": list(SIZES[given.size]),
         "data": what,

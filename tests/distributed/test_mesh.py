@@ -63,6 +63,7 @@ sampling._compiled_step = counted
 config = default_config("smoke")
 config.model.window, config.generate.sdedit_sigma, config.generate.steps = 8, 0.0, 2
 config.generate.max_guidance, config.generate.known_weight = {guidance}, 0.5
+config.generate.guidance_passes = {passes!r}
 model = video_model(random_params())
 rng = np.random.default_rng(0)
 frames = rng.random((8, 16, 32, 3), np.float32)
@@ -114,12 +115,15 @@ def test_eight_devices_equal_one_at_an_eighth_of_the_cost(tmp_path, kinds, draws
 
 
 @pytest.mark.parametrize(
-    "guidance, meshes",
-    [(1.0, ((1, 1, 1), (1, 1, 8))), (2.0, ((1, 1, 1), (1, 2, 4)))],
-    ids=["frames", "guided-fsdp-frames"],
+    "guidance, passes, mesh",
+    [(1.0, "auto", (1, 1, 8)), (2.0, "together", (1, 2, 4)), (2.0, "apart", (1, 1, 8))],
+    ids=["frames", "guided-fsdp-frames", "apart-frames"],
 )
-def test_sampling_on_eight_devices_equals_one_at_an_eighth_of_the_cost(tmp_path, guidance, meshes):
-    one, eight = on_eight_devices(_SAMPLING, out=str(tmp_path), guidance=guidance, meshes=meshes)
+def test_sampling_on_eight_devices_equals_one_at_an_eighth_of_the_cost(
+    tmp_path, guidance, passes, mesh
+):
+    told = {"guidance": guidance, "passes": passes, "meshes": ((1, 1, 1), mesh)}
+    one, eight = on_eight_devices(_SAMPLING, out=str(tmp_path), **told)
     with np.load(tmp_path / "frames.npz") as made:
         np.testing.assert_allclose(made["arr_0"], made["arr_1"], atol=2e-4)
     assert eight == pytest.approx(one / 8, rel=0.1)
