@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
 
-from experiments.pretrain_small import linear_start
+from experiments.pretrain_small import export, linear_start
 from experiments.pretrain_small.architecture import CONFIG, LATENT_CHANNELS
+from recapture_jax.config import default_config, resolve_path
 from recapture_jax.models import zoo
 from recapture_jax.models.vae import VAE
+from recapture_jax.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,17 @@ def test_latents_come_largest_first_with_unit_variance_on_average(start):
 def test_constant_channels_are_two_of_each_group():
     signal = linear_start.is_signal(96)
     assert signal.reshape(8, 12).sum(1).tolist() == [10] * 8
+
+
+def test_export_of_a_decoder_trained_further_keeps_the_rest_of_its_start(tmp_path):
+    shipped = resolve_path(default_config("small").model.path)
+    vae = load_model(shipped).params["vae"]
+    vae = vae | {"decoder": jax.tree.map(lambda x: 0.5 * x, vae["decoder"])}
+    export.save_params(tmp_path / "vae.npz", vae)
+    export.write_model(tmp_path, tmp_path / "model", shipped)
+    before, after = (load_file(f / "model.safetensors") for f in (shipped, tmp_path / "model"))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        share = np.float16(0.5 if name.startswith("vae/decoder/") else 1.0)
+        np.testing.assert_array_equal(after[name], share * value, err_msg=name)
+    assert (tmp_path / "model" / "config.json").read_text() == (shipped / "config.json").read_text()
