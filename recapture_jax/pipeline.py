@@ -134,7 +134,7 @@ class Run(FirstStage):
         self.config.model.remat = self.plan_of_memory.remat
         self.config.model.offload = "always" if self.plan_of_memory.offload else "never"
         generate = self.config.generate
-        generate.guidance_passes = "apart" if self.plan_of_memory.apart else "together"
+        generate.guidance_passes = self.plan_of_memory.guidance_passes
         generate.decode_chunk = self.plan_of_memory.decode_chunk
 
     def _model_hash(self) -> str:

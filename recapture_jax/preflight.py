@@ -77,13 +77,18 @@ class Plan:
     limit: int
     seconds: dict[str, float]
 
+    @property
+    def guidance_passes(self) -> str:
+        """As the configuration says it."""
+        return "apart" if self.apart else "together"
+
     def report(self) -> dict[str, Any]:
         """For run.json, in GiB."""
         stages = {n.stage: round(n.total / GIB, 3) for n in self.needs}
         chosen = {
             "remat": self.remat,
             "offload": self.offload,
-            "guidance_passes": "apart" if self.apart else "together",
+            "guidance_passes": self.guidance_passes,
             "decode_chunk": self.decode_chunk,
         }
         chosen |= {"gib": stages, "limit_gib": round(self.limit / GIB, 2)}

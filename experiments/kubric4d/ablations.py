@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import command
-from experiments.kubric4d import generated, protocol, report, rows
+from experiments.kubric4d import controls, generated, protocol, report, rows
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
 from recapture_jax import config as configuration
@@ -203,8 +203,9 @@ def run(given: flags.FlagValues) -> str:
     sample_of, model = generated.source(given), generated.model_of(config)
     lpips, records = [perceptual.load(n) for n in used], Records(given.out, settings)
     wanted = [(mode, change) for change in changes for mode in modes(change)]
+    moves = controls.generate(generated.names(given), seed=given.seed)
     with first_stage.compilation(config):
-        for scene, drawn in generated.moves(given).items():
+        for scene, drawn in moves.items():
             ((sample_name, control),) = drawn.items()
             missing = [w for w in wanted if not records.has(scene, sample_name, _key(*w))]
             if not missing:

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import command
-from experiments.kubric4d import controls, protocol, rows
+from experiments.kubric4d import protocol, rows
 from experiments.kubric4d.controls import Control
 from experiments.kubric4d.protocol import SIZES, Sample
 from experiments.kubric4d.records import Records
@@ -43,11 +43,6 @@ def define_flags(values: flags.FlagValues, splits: Sequence[str], out: str) -> N
 def names(given: flags.FlagValues) -> list[str]:
     """Names of the scenes asked for."""
     return [f"scn{i:05d}" for i in range(given.first, given.first + given.scenes)]
-
-
-def moves(given: flags.FlagValues, samples: int = 1) -> controls.Controls:
-    """Moves drawn for the scenes asked for, `samples` for each."""
-    return controls.generate(names(given), samples, given.seed)
 
 
 def settings(given: flags.FlagValues, config: ConfigDict, lpips: Sequence[str]) -> dict:

@@ -10,12 +10,13 @@ import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from experiments.pretrain_small.architecture import HEIGHT, NUM_FRAMES, WIDTH
 from experiments.pretrain_small.data import SHARD, write_shards
 from recapture_jax.errors import InputError
+from recapture_jax.scenes.photos import read as read_photo
 from recapture_jax.video import decode
 from recapture_jax.video.read import read_clip
 from recapture_jax.video.resize import resample
@@ -48,11 +49,7 @@ def load_photos(folder: pathlib.Path) -> list[Image.Image]:
     """RGB images of `folder/images`, at most 640 pixels long."""
     photos = []
     for path in _files(folder / "images"):
-        try:
-            with Image.open(path) as file:
-                photo = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read as an image ({error}); remove it") from None
+        photo = read_photo(path)
         photo.thumbnail((640, 640), Image.Resampling.LANCZOS)
         photos.append(photo)
     if not photos:

@@ -20,6 +20,19 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _GREY = 0.02  # a photograph whose channels differ by less on average has no colour of its own
 
 
+def read(path: pathlib.Path) -> Image.Image:
+    """A photograph, upright, RGB.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); remove it") from None
+
+
 def load(folder: pathlib.Path, side: int = SIDE) -> PhotoTextures:
     """The photographs of a folder as textures of no surface yet; see `paste`.
 
@@ -38,12 +51,7 @@ def load(folder: pathlib.Path, side: int = SIDE) -> PhotoTextures:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     pixels, grey = [], []
     for path in (p for p in files if p.suffix.lower() in _SUFFIXES):
-        try:
-            with Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file).convert("RGB")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read as an image ({error}); remove it") from None
-        square = ImageOps.fit(upright, (side, side), Image.Resampling.LANCZOS)
+        square = ImageOps.fit(read(path), (side, side), Image.Resampling.LANCZOS)
         rgb = (np.asarray(square, np.float32) / 255.0) ** 2.2
         grey.append(float(np.ptp(rgb, axis=-1).mean()) < _GREY)
         pixels.append(rgb / max(float(rgb.mean()), 1e-3) if grey[-1] else rgb)
