@@ -42,6 +42,9 @@ setup(
         "test": [
             "accelerate>=1.0",
             "diffusers==0.42.1",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "OpenEXR>=3.3",
             "onnx>=1.16",
             "onnxruntime>=1.18",

@@ -40,6 +40,7 @@ _SPLIT = flags.DEFINE_enum(
 _VAE_STEPS = flags.DEFINE_integer("vae_steps", 3000, "Length of the decoder's schedule; 0: none.")
 _VAE_RATE = flags.DEFINE_float("vae_rate", 1e-5, "Learning rate of the decoder.")
 _UNET_STEPS = flags.DEFINE_integer("unet_steps", 7000, "Length of the U-Net's schedule.")
+_UNET_RATE = flags.DEFINE_float("unet_rate", 8e-4, "Highest learning rate of the U-Net.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Clips per U-Net step.")
 _WINDOW = flags.DEFINE_integer(
     "window", 1, "unet: each step sees one part in `window` of each side."
@@ -113,6 +114,7 @@ def main(argv) -> None:
             _BATCH.value,
             _WINDOW.value,
             _IMAGES.value,
+            _UNET_RATE.value,
         )
         export.save_params(workdir / "unet.npz", params | {"scaling_factor": np.float32(scale)})
     elif _STAGE.value == "export":

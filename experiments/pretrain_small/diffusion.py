@@ -159,6 +159,7 @@ def train(
     batch_size: int,
     window: int = 1,
     images: int = 0,
+    rate: float = 8e-4,
 ) -> dict:
     """Trains both networks from `start`, parameters by name, or from scratch where it is empty.
 
@@ -198,7 +199,7 @@ def train(
         loss,
         batch,
         steps=steps,
-        learning_rate=8e-4,
+        learning_rate=rate,
         minutes=minutes,
         ema_decay=0.999,
     )
