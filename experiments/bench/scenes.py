@@ -36,8 +36,8 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
 def main(given: flags.FlagValues) -> str:
     """Renders validation clips; the line that says how fast."""
     keys = jnp.stack([clip_key(0, "validation", i) for i in range(given.clips)])
-    shape = FRAMES, given.height, given.width, given.samples
-    spent = cost.quickest(lambda: jax.block_until_ready(render_clips(keys, *shape)), given.rounds)
+    shape = {n: getattr(given, n) for n in ("height", "width", "samples")} | {"num_frames": FRAMES}
+    spent = cost.quickest(lambda: jax.block_until_ready(render_clips(keys, **shape)), given.rounds)
     rate = given.clips * FRAMES / spent
     device = jax.devices()[0].device_kind
     return (

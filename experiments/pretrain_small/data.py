@@ -16,6 +16,9 @@ from recapture_jax.scenes.clips import clip_batches
 from recapture_jax.scenes.scene import PhotoTextures
 
 SHARD = 64  # clips
+SEED = 0  # of `render_split`
+# Of its clips; 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
+FILM = {"height": HEIGHT, "width": WIDTH, "samples": 2, "frame_rate": float(FPS)}
 TRAINING_SPLITS = ("train", "gradual", "photos")
 
 
@@ -41,18 +44,8 @@ def render_split(
     """Renders the first `clips` clips of a split that are not there yet; textures: photographs on surfaces."""
 
     def make(start: int):
-        # samples=2: 2x2 rays a pixel, so that edges are those of a camera, not of a sampler.
         batches = clip_batches(
-            0,
-            split,
-            SHARD // 8,
-            num_frames=NUM_FRAMES,
-            height=HEIGHT,
-            width=WIDTH,
-            samples=2,
-            frame_rate=float(FPS),
-            start=start,
-            textures=textures,
+            SEED, split, SHARD // 8, start, textures, num_frames=NUM_FRAMES, **FILM
         )
         parts = [jax.device_get(next(batches)) for _ in range(8)]
         frames = np.concatenate([p["frames"] for p in parts])

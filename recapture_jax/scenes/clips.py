@@ -62,12 +62,20 @@ def render_clip(
 
     textures: photographs for some of its surfaces (`photos.load`); all else stays as without them.
     """
+    scene, path = sample_clip(key, num_frames, height, width, static_share, textures)
+    return render_path(scene, path, height, width, samples, frame_rate)
+
+
+def sample_clip(
+    key, num_frames=14, height=96, width=160, static_share=0.25, textures=None
+) -> tuple[Scene, CameraPath]:
+    """The scene and the path of `render_clip`."""
     scene_key, path_key = jax.random.split(key)
     scene = photographed(sample_scene(scene_key), textures, scene_key)
     path = sample_camera_path(
         path_key, num_frames, height, width, scene.radius, static_share=static_share
     )
-    return render_path(scene, path, height, width, samples, frame_rate)
+    return scene, path
 
 
 def photographed(scene: Scene, textures: PhotoTextures | None, key) -> Scene:
@@ -110,40 +118,24 @@ def clip_key(seed: int, split: str, index: int):
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def render_clips(
-    keys,
-    num_frames=14,
-    height=96,
-    width=160,
-    samples=1,
-    frame_rate=FRAME_RATE,
-    textures: PhotoTextures | None = None,
-):
+def render_clips(keys, textures: PhotoTextures | None = None, **shape):
     """`render_clip` for a [B] array of keys, one compilation; results gain a leading B."""
-
-    def one(key):
-        shape = (num_frames, height, width, samples, frame_rate)
-        return render_clip(key, *shape, textures=textures)
-
-    return lax.map(one, keys)
+    return lax.map(partial(render_clip, textures=textures, **shape), keys)
 
 
 def clip_batches(
     seed: int,
     split: str,
     batch: int,
-    num_frames: int = 14,
-    height: int = 96,
-    width: int = 160,
-    samples: int = 1,
-    frame_rate: float = FRAME_RATE,
     start: int = 0,
     textures: PhotoTextures | None = None,
+    **shape,
 ) -> Iterator[dict]:
     """Endless batches of clips of a split, in order from clip number `start`.
 
-    Yields dicts as `render_path` returns them, with a leading `batch` axis, and "index" [batch]; textures: as of
-    `render_clip`.
+    textures, shape (num_frames, height, width, samples, frame_rate): as of `render_clip`.
+
+    Yields dicts as `render_path` returns them, with a leading `batch` axis, and "index" [batch].
     """
     clip_key(seed, split, 0)  # refuse a bad split now, not at the first batch
 
@@ -152,8 +144,7 @@ def clip_batches(
         while True:
             index = np.arange(first, first + batch)
             keys = jnp.stack([clip_key(seed, split, int(i)) for i in index])
-            shape = (num_frames, height, width, samples, frame_rate)
-            yield render_clips(keys, *shape, textures) | {"index": index}
+            yield render_clips(keys, textures, **shape) | {"index": index}
             first += batch
 
     return generate()
