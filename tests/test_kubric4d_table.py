@@ -173,6 +173,8 @@ def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch):
         command.run(command.parse(["--frechet=kid"]))
     with pytest.raises(InputError, match="scenes"):
         command.parse(["--scenes=0"])
+    with pytest.raises(InputError, match="leave one of the two out"):
+        command.parse(["--data=there", "--textures=photos"])
 
 
 def test_photographs_go_on_surfaces_and_a_bad_folder_leaves_nothing(tmp_path):

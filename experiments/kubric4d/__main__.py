@@ -63,7 +63,13 @@ def parse(arguments: list[str] | None = None) -> flags.FlagValues:
     whole("samples", 1, "moves drawn per scene", lower_bound=1, **own)
     word("model", None, "folder of the video model; default: the variant's", **own)
     whole("steps", None, "of tuning each LoRA; default: the variant's", lower_bound=1, **own)
-    return command.parse(values, arguments, __doc__)
+    given = command.parse(values, arguments, __doc__)
+    if given.data and given.textures:
+        raise InputError(
+            "--textures: photographs go onto scenes that are rendered, those of --data are filmed: "
+            "leave one of the two out"
+        )
+    return given
 
 
 def wanted_rows(text: str) -> tuple[str, ...]:
