@@ -2,6 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Processes that share the tests, file by file; each takes up to 4 GiB.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test parity-full lint format bench bench-mid memory smoke clean
@@ -13,7 +15,7 @@ smoke: $(VENV)/.base
 	$(BIN)/python -m recapture_jax.main --config=configs/orbit.py:smoke
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full" -n $(JOBS) --dist loadfile
 
 # One full-size U-Net (1.52 B random parameters) in float32 against diffusers: about 20 GB of memory.
 parity-full: $(VENV)/.test

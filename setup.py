@@ -50,6 +50,7 @@ setup(
             "onnxruntime>=1.18",
             "peft>=0.18",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "scikit-image>=0.24",
             "torch==2.13.0",

@@ -12,6 +12,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="recapture_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A folder for each: entries are written in place, and a half-written one warns who reads it.
+    _caches = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_caches / _worker)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

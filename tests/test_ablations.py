@@ -11,7 +11,7 @@ from recapture_jax.errors import InputError
 @pytest.fixture
 def fits(monkeypatch):
     """What was fitted and sampled, without a model."""
-    done = {"fits": [], "samples": []}
+    done = {"fits": [], "samples": [], "models": []}
     monkeypatch.setattr(rows.tune_stage, "source_data", lambda *_: "clip")
     monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda m, a, config: config.tune.known)
 
@@ -20,6 +20,7 @@ def fits(monkeypatch):
         return {trained[0]: f"lora {len(done['fits'])}"}, {}
 
     def generate(model, anchor, loras, group, config, seed):
+        done["models"].append(model)
         done["samples"].append((dict(loras), config.max_guidance, config.known_weight))
         return np.full((*anchor.frames.shape[:3], 3), 0.5, np.float32)
 
@@ -29,7 +30,7 @@ def fits(monkeypatch):
 
 
 def test_changes_that_tune_alike_share_their_loras(fits):
-    made = ablations.Fits(None, rows.configured("small"), miniature_sample(), SMALL)
+    made = ablations.Fits(lambda path: path, rows.configured("small"), miniature_sample(), SMALL)
     made.frames("full", ablations.DEFAULT)
     assert fits["fits"] == [("spatial", "v", "clip"), ("temporal", "v", "all")]
     both = {"spatial": "lora 1", "temporal": "lora 2"}
@@ -40,6 +41,10 @@ def test_changes_that_tune_alike_share_their_loras(fits):
     assert fits["samples"][-1][0] == {"spatial": "lora 1", "temporal": "lora 3"}
     made.frames("full", "tune.loss=eps")
     assert fits["fits"][3:] == [("spatial", "eps", "clip"), ("temporal", "eps", "all")]
+    default = rows.configured("small").model.path
+    assert fits["models"] == [default] * 4
+    made.frames("full", "model.path=another")  # nothing of the default model serves another
+    assert fits["models"][4:] == ["another"] and len(fits["fits"]) == 7
 
 
 def test_what_only_binds_the_sampler_is_not_sampled_freely():

@@ -166,7 +166,7 @@ def configured(given: flags.FlagValues):
     return rows.configured(given.variant, [*flagged, *given.set])
 
 
-def makers(sample: Sample, config, load_model: Callable, size) -> Callable[[str], np.ndarray]:
+def makers(sample: Sample, config, models: Callable, size) -> Callable[[str], np.ndarray]:
     """A function from a row's name to its clip."""
     simple = rows.classical(sample, config)
     modelled = []
@@ -175,7 +175,8 @@ def makers(sample: Sample, config, load_model: Callable, size) -> Callable[[str]
         if row in simple:
             return simple[row]()
         if not modelled:
-            modelled.append(rows.ModelRows(load_model(), config, sample, size))
+            model = models(config.model.path)
+            modelled.append(rows.ModelRows(model, config, sample, size))
         return modelled[0].frames(row)
 
     return make
@@ -210,14 +211,14 @@ def run(given: flags.FlagValues) -> str:
     settings, rendered = settings_of(given, config, used), generated.source(given)
     records = Records(given.out, settings)
     perceptual_distances = [perceptual.load(n) for n in used]
+    models = generated.models()
     store = distances.FeatureStore(given.out / "features", kinds)
-    loaded = generated.model_of(config)
     # The small prior was trained at a size near 'small' and knows no larger one.
     small = given.variant in ("small", "smoke") and given.size == "full"
     work_size = SIZES["small" if small else given.size]
     with first_stage.compilation(config):
         for scene, name, control, sample in samples(given, records, wanted, rendered):
-            make = makers(sample, config, loaded, work_size)
+            make = makers(sample, config, models, work_size)
             measures = protocol.judge(sample, perceptual_distances)
             hidden = np.repeat(sample.occluded[..., None], 3, axis=-1)
             clips = {"truth": sample.truth, "occluded": hidden}

@@ -114,13 +114,13 @@ class Fits:
     """The clips of one sample by change; changes that tune alike share their LoRAs.
 
     Args:
-        model: video model.
+        models: from `model.path` to the video model.
         config: the default one.
         sample, size: as of `rows.ModelRows`.
     """
 
-    def __init__(self, model, config: ConfigDict, sample: Sample, size: tuple[int, int]):
-        self._args, self.config = (model, sample, size), config
+    def __init__(self, models: Callable, config: ConfigDict, sample: Sample, size: tuple[int, int]):
+        self._args, self.config = (models, sample, size), config
         self._rows: dict[str, rows.ModelRows] = {}
 
     def frames(self, row: str, change: str):
@@ -131,7 +131,8 @@ class Fits:
     def _tuned(self, change: str, config: ConfigDict) -> rows.ModelRows:
         key = json.dumps([config[g].to_dict() for g in ("anchor", "model", "lora", "tune")])
         if key not in self._rows:
-            model, sample, size = self._args
+            models, sample, size = self._args
+            model = models(config.model.path)
             made = self._rows[key] = rows.ModelRows(model, config, sample, size)
             default = self._tuned(DEFAULT, self.config)
             if fields(change) <= _NOT_SPATIAL and "spatial" in default.fitted:
@@ -200,7 +201,7 @@ def run(given: flags.FlagValues) -> str:
         changed(config, change)  # refuses a bad one before any work
     used = [] if given.lpips == "none" else [given.lpips]
     settings = generated.settings(given, config, used)
-    sample_of, model = generated.source(given), generated.model_of(config)
+    sample_of, models = generated.source(given), generated.models()
     lpips, records = [perceptual.load(n) for n in used], Records(given.out, settings)
     wanted = [(mode, change) for change in changes for mode in modes(change)]
     moves = controls.generate(generated.names(given), seed=given.seed)
@@ -211,7 +212,7 @@ def run(given: flags.FlagValues) -> str:
             if not missing:
                 continue
             sample = sample_of(scene, control)
-            fits = Fits(model(), config, sample, SIZES[given.size])
+            fits = Fits(models, config, sample, SIZES[given.size])
             measures = protocol.judge(sample, lpips)
             for mode, change in missing:
                 key = scene, sample_name, _key(mode, change)

@@ -1,5 +1,6 @@
 """What every experiment on rendered scenes is told, and how it measures clips of a scene."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from recapture_jax import cache, weights
 from recapture_jax import config as configuration
 from recapture_jax.progress import say
 from recapture_jax.scenes import photos
+from recapture_jax.stages.video_model import VideoModel
 
 
 def define_flags(values: flags.FlagValues, splits: Sequence[str], out: str) -> None:
@@ -73,9 +75,9 @@ def source(given: flags.FlagValues) -> Callable[[str, Control], Sample]:
     return make
 
 
-def model_of(config: ConfigDict) -> rows.Lazy:
-    """The configuration's video model, loaded when it is first asked for."""
-    return rows.Lazy(lambda: weights.load_model(configuration.resolve_path(config.model.path)))
+def models() -> Callable[[str], VideoModel]:
+    """From `config.model.path` to the video model, each loaded when it is first asked for."""
+    return functools.cache(lambda path: weights.load_model(configuration.resolve_path(path)))
 
 
 def measure(
