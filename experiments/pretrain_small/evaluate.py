@@ -39,7 +39,7 @@ SAME = 2e-3  # mean difference of a frame and its copy in 8 bits
 SAMPLING = default_config("small").generate
 
 
-def report(workdir: pathlib.Path, model_folder: str, clips: int = 64, split: str = "test") -> dict:
+def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str = "test") -> dict:
     """Evaluates and writes `evaluation.json` beside the state files."""
     frames, motion = data.load_split(workdir, split)
     frames, motion = frames[:clips], motion[:clips]

@@ -22,11 +22,8 @@ from recapture_jax.scenes.scene import Scene
 
 ALIKE = 1.1  # ratio of the two moves' strengths that is near enough
 TRIES = 200  # moves drawn; then the nearest is taken
-PIVOT = (
-    0.0,
-    0.0,
-    0.85,
-)  # metres, of the strength of a retake's move: the middle of what cameras look at
+# Metres, the middle of what cameras look at: where the strength of a retake's move is measured.
+PIVOT = (0.0, 0.0, 0.85)
 
 
 def retakes(split: str, clips: int) -> np.ndarray:
