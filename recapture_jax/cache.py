@@ -34,6 +34,14 @@ def file_hash(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def model_hash(folder: pathlib.Path) -> str:
+    """Content of a video model: of its one file, or what the converter recorded of its source."""
+    for name in ("model.safetensors", "source.json"):
+        if (folder / name).exists():
+            return file_hash(folder / "config.json") + file_hash(folder / name)
+    return file_hash(folder)
+
+
 def key(stage: str, **inputs: Any) -> str:
     """Hash of JSON-able inputs; the order of fields does not matter."""
     text = json.dumps([FORMAT, stage, inputs], sort_keys=True, default=str)
@@ -88,13 +96,19 @@ class StageCache:
             mirror.rmtree()
 
     @contextlib.contextmanager
-    def writing(self, stage: str, key: str) -> Iterator[pathlib.Path]:
-        """A temporary folder that becomes the entry when the body ends well, and goes otherwise."""
+    def writing(self, stage: str, key: str, replace: bool = False) -> Iterator[pathlib.Path]:
+        """A temporary folder that becomes the entry when the body ends well, and goes otherwise.
+
+        With `replace` it takes the place of an entry that is there; without, that one stays.
+        """
         entry = self.entry(stage, key)
-        with storage.atomic_folder(entry) as folder:
+        with storage.atomic_folder(entry, replace) as folder:
             yield folder
         if self._bucket is not None:
-            storage.upload(entry, self._bucket / entry.name)
+            target = self._bucket / entry.name
+            if replace and storage.complete(target):
+                target.rmtree()
+            storage.upload(entry, target)
 
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

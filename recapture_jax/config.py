@@ -11,6 +11,7 @@ import pathlib
 import ml_collections
 
 from recapture_jax.camera import formats, moves, timing, trajectory
+from recapture_jax.diffusion import edm
 from recapture_jax.errors import InputError
 from recapture_jax.lora import targets
 
@@ -282,6 +283,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"config.generate.min_guidance={config.generate.min_guidance} is above max_guidance="
             f"{config.generate.max_guidance}: it is the guidance of frame 0, the other that of the last"
+        )
+    if 0 < config.generate.sdedit_sigma <= edm.SIGMA_MIN:
+        raise InputError(
+            f"config.generate.sdedit_sigma={config.generate.sdedit_sigma}: expected a noise level above "
+            f"{edm.SIGMA_MIN}, where the sampler ends, or 0 for no SDEdit"
         )
     if config.mesh.data == 0:
         raise InputError("config.mesh.data=0: expected a number of devices, or -1 for all")

@@ -123,6 +123,7 @@ class FirstStage:
         self.clip_hash = caching.file_hash(path)
         self.inputs = {
             "clip": self.clip_hash,
+            "frames": self.source.num_frames,  # the configuration may leave it to the model
             "version": recapture_jax.__version__,
             "backend": jax.default_backend(),
             **self._file_hashes(),
@@ -166,7 +167,8 @@ class FirstStage:
 
     def _source_depth(self) -> base.DepthMap:
         """Depth of the source, at the size of the clip; the same whatever the camera group says."""
-        inputs = {k: v for k, v in self.inputs.items() if k in ("clip", "depth", "sky", "version")}
+        names = ("clip", "frames", "depth", "sky", "version")
+        inputs = {k: v for k, v in self.inputs.items() if k in names}
         key = caching.key("depth", inputs=inputs, groups=self.parts("video", "depth"))
         if self.cache.has("depth", key):
             self.stages["depth"] = "cached"
@@ -208,7 +210,7 @@ class FirstStage:
           InputError: as `stages.anchor.plan_trajectory` and `stages.anchor.render`.
         """
         path = self.plan(self.config.camera, depth)
-        names = ("clip", "depth", "sky", "path", "poses", "version", "backend")
+        names = ("clip", "frames", "depth", "sky", "path", "poses", "version", "backend")
         inputs = {k: v for k, v in self.inputs.items() if k in names}
         self.anchor_key = caching.key(
             "anchor", inputs=inputs, groups=self.parts("video", "camera", "depth", "anchor")

@@ -29,6 +29,7 @@ from recapture_jax.camera.formats import nerfstudio_camera_path
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
 from recapture_jax.lora.export import load_lora, save_lora
+from recapture_jax.models.attention import device_has_cudnn
 from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages import generate as generate_stage
 from recapture_jax.stages import tune as tune_stage
@@ -111,9 +112,8 @@ class Run(FirstStage):
         with self.watch.stage("write"):
             if processes.is_main():
                 self._write(target, anchor, loras, frames)
-        if not self.cache.has("run", key):
-            with self.cache.writing("run", key) as folder:
-                (folder / "folder.txt").write_text(storage.absolute(target))
+        with self.cache.writing("run", key, replace=True) as folder:
+            (folder / "folder.txt").write_text(storage.absolute(target))
         progress.say(f"done: {target}")
         return RunResult(target, self.stages)
 
@@ -121,7 +121,8 @@ class Run(FirstStage):
         """As `FirstStage.read`, and the model's hash."""
         with self.watch.stage("read"), processes.refusing_together():
             super().read()
-            self.inputs |= {"model": self._model_hash(), "dtype": str(jnp.dtype(self.dtype))}
+            model = caching.model_hash(self.model_path)
+            self.inputs |= {"model": model, "dtype": str(jnp.dtype(self.dtype))}
 
     def preflight(self, together: int = 1) -> None:
         """Settles how the run fits the device, or refuses it; together: trajectories tuned in one step."""
@@ -136,14 +137,6 @@ class Run(FirstStage):
         generate = self.config.generate
         generate.guidance_passes = self.plan_of_memory.guidance_passes
         generate.decode_chunk = self.plan_of_memory.decode_chunk
-
-    def _model_hash(self) -> str:
-        """Content of the model: of its one file, or what the converter recorded of its source."""
-        for name in ("model.safetensors", "source.json"):
-            if (self.model_path / name).exists():
-                config = caching.file_hash(self.model_path / "config.json")
-                return config + caching.file_hash(self.model_path / name)
-        return caching.file_hash(self.model_path)
 
     @property
     def model(self):
@@ -183,7 +176,9 @@ class Run(FirstStage):
         tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
         lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
         inputs = {
-            n: v for n, v in self.inputs.items() if n not in ("path", "poses", "depth", "sky")
+            n: v
+            for n, v in self.inputs.items()
+            if n not in ("frames", "path", "poses", "depth", "sky")
         }
         own = {"inputs": inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
         own["shown"] = np.unique(self.shown).tolist()
@@ -206,6 +201,8 @@ class Run(FirstStage):
         loras = {kind: lora for kind in keys if (lora := self.cached_lora(kind)) is not None}
         wanted = tuple(kind for kind in keys if cfg.tune[f"{kind}_weight"] > 0)
         missing = tuple(kind for kind in wanted if kind not in loras)
+        if "temporal" in missing:  # refused before the spatial LoRA has taken its time
+            tune_stage.learnable_mask(self.model, anchor, cfg.tune.known)
         together = cfg.tune.schedule == "joint" and "temporal" in missing and len(wanted) == 2
         rounds = [wanted] if together else [(kind,) for kind in missing]
         for trained in rounds:
@@ -335,13 +332,13 @@ class Run(FirstStage):
             cameras = nerfstudio_camera_path(anchor.trajectory, *self.clip.size, fps)
             (folder / "cameras.json").write_text(json.dumps(cameras, indent=1) + "\n")
             (folder / "lora").mkdir()
-            lines = ""
+            metrics = []
             for kind, lora in loras.items():
                 self._save_lora(folder / "lora" / f"{kind}.safetensors", kind, lora)
-                lines += (
-                    self.cache.entry(kind, self.lora_keys[kind]) / "metrics.jsonl"
-                ).read_text()
-            (folder / "metrics.jsonl").write_text(lines)
+                entry = self.cache.entry(kind, self.lora_keys[kind])
+                metrics.append((entry / "metrics.jsonl").read_text())
+            # Fitted in one step they have the same records.
+            (folder / "metrics.jsonl").write_text("".join(dict.fromkeys(metrics)))
             (folder / "run.json").write_text(json.dumps(self._report(anchor), indent=1) + "\n")
 
     def _report(self, anchor: Anchor) -> dict[str, Any]:
@@ -392,6 +389,11 @@ def _check_attention(name: str, dtype) -> None:
         raise InputError(
             f"config.model.attention={name} runs on a {needs.upper()}, this machine has a {here.upper()}: "
             "set it to auto"
+        )
+    if name == "cudnn" and not device_has_cudnn():
+        raise InputError(
+            "config.model.attention=cudnn needs a GPU of compute capability 8.0 or above (Ampere), this one is a "
+            f"{jax.devices()[0].device_kind}: set it to auto"
         )
     if name == "cudnn" and dtype == jnp.float32:
         raise InputError(

@@ -22,7 +22,18 @@ class Metrics:
     """Appends one JSON object per line to a file; a resumed run goes on in the same file."""
 
     def __init__(self, path: pathlib.Path | None):
-        self._file = open(path, "a", buffering=1) if path else None  # noqa: SIM115
+        self._file = open(path, "a+", buffering=1) if path else None  # noqa: SIM115
+
+    def resume(self, done: int) -> None:
+        """Drops the records of steps after `done`, which will be made again, and a line that was cut off."""
+        if not self._file:
+            return
+        self._file.seek(0)
+        kept = [
+            line for line in self._file if line.endswith("\n") and json.loads(line)["step"] <= done
+        ]
+        self._file.truncate(0)
+        self._file.writelines(kept)
 
     def write(self, **record) -> None:
         if self._file:

@@ -1,6 +1,7 @@
 """Attention against a float64 softmax, the chunked form against the plain one, and its memory."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -99,14 +100,20 @@ def test_memory_of_chunked_does_not_grow_with_the_logits():
     "platform, dtype, small, large, head",
     [
         ("cpu", jnp.bfloat16, "xla", "chunked", "chunked"),
-        ("gpu", jnp.float32, "xla", "chunked", "chunked"),
-        ("gpu", jnp.bfloat16, "cudnn", "cudnn", "chunked"),
+        ("gpu 8.0", jnp.float32, "xla", "chunked", "chunked"),
+        ("gpu 8.0", jnp.bfloat16, "cudnn", "cudnn", "chunked"),
+        ("gpu 12.0", jnp.bfloat16, "cudnn", "cudnn", "chunked"),
+        ("gpu 7.5", jnp.bfloat16, "xla", "chunked", "chunked"),
+        ("gpu gfx90a", jnp.bfloat16, "xla", "chunked", "chunked"),
         ("tpu", jnp.bfloat16, "xla", "flash", "flash"),
     ],
 )
 def test_auto_follows_platform_dtype_and_shape(monkeypatch, platform, dtype, small, large, head):
     """The lowest level of SVD, its highest, and the one wide head of its autoencoder."""
+    platform, _, capability = platform.partition(" ")
+    device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     shapes = ((1, 576, 20, 64), (14, 9216, 5, 64), (1, 9216, 1, 512))
     queries = [jax.ShapeDtypeStruct(s, dtype) for s in shapes]
     assert [module._choose(q, q) for q in queries] == [small, large, head]

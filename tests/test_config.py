@@ -55,6 +55,7 @@ BAD = [
     ("generate.max_guidance", 0.5, "max_guidance"),
     ("generate.motion_bucket", 300, "0 to 255"),
     ("generate.sdedit_sigma", -1.0, "sdedit_sigma"),
+    ("generate.sdedit_sigma", 0.001, "or 0 for no SDEdit"),
     ("video.stride", 0, "video.stride"),
     ("video.short_side", 8, "short_side"),
     ("video.path", "", "video.path"),

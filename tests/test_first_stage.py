@@ -32,14 +32,14 @@ def stage(tmp_path):
     write_video(tmp_path / "clip.mp4", noise, 8)
     np.save(tmp_path / "depth.npy", np.full((T, H, W), 3.0, np.float32))
 
-    def make(**changes):
+    def make(model=MODEL, **changes):
         config = default_config("smoke")
         config.video.path, config.output.root = str(tmp_path / "clip.mp4"), str(tmp_path / "out")
         config.video.num_frames, config.video.short_side = T, H
         config.depth.estimator, config.depth.path = "precomputed", str(tmp_path / "depth.npy")
         config.update_from_flattened_dict(changes)
         validate(config)
-        first = FirstStage(config, MODEL)
+        first = FirstStage(config, model)
         first.read()
         return first
 
@@ -222,6 +222,15 @@ def test_time_has_its_own_anchor_and_shares_the_depth(uneven):
         keys[first.anchor_key] = time
         assert first.stages == {"depth": "computed" if not time else "cached", "anchor": "computed"}
     assert len(keys) == 3
+
+
+def test_models_of_other_lengths_share_a_cache_and_no_anchor(stage):
+    """A number of frames that is left to the model is part of what depth and anchor are known by."""
+    for length in (T, 2, T):
+        first = stage(MODEL | {"num_frames": length}, **{"video.num_frames": 0})
+        depth = first.depth()
+        assert len(depth.depth) == len(first.anchor(depth).frames) == length
+    assert first.stages == {"depth": "cached", "anchor": "cached"}
 
 
 def test_source_poses_follow_the_time(stage, tmp_path):

@@ -1,10 +1,12 @@
 """Sampling held to the anchor where it is known."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recapture_jax.config import default_config
+from recapture_jax.lora import tree as lora_tree
 from recapture_jax.stages import generate
 from recapture_jax.stages.anchor import Anchor
 
@@ -71,6 +73,44 @@ def test_passes_of_guidance_apart_give_what_they_give_together(tiny_model, ancho
     both.max_guidance = 1.0  # there is one pass alone
     alone = generate.generate(tiny_model, anchor, {}, group, both, seed=0)
     assert np.linalg.norm(alone - made["apart"]) > 1e-2 * np.linalg.norm(made["apart"])
+
+
+def test_loras_of_the_same_layers_add_up(tiny_model, tiny_params, anchor, config):
+    """As they did when the second was fitted beside the first."""
+    config.known_weight = 0.0
+    keys = jax.random.split(jax.random.key(5))
+    drawn = [lora_tree.init(key, tiny_params["unet"], "spatial", 2) for key in keys]
+    halves = [{p: {"a": d["a"], "b": d["b"] + 0.1} for p, d in lora.items()} for lora in drawn]
+    both = {
+        p: {
+            "a": jnp.hstack([h[p]["a"] for h in halves]),
+            "b": jnp.vstack([h[p]["b"] for h in halves]),
+        }
+        for p in halves[0]
+    }
+    loras = dict(zip(("spatial", "temporal"), halves, strict=True))
+    sampled = generate.generate(tiny_model, anchor, loras, MODEL, config, seed=0)
+    merged = generate.generate(tiny_model, anchor, {"temporal": both}, MODEL, config, seed=0)
+    without = generate.generate(tiny_model, anchor, {}, MODEL, config, seed=0)
+    np.testing.assert_allclose(sampled, merged, atol=1e-4)
+    assert np.abs(sampled - without).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "chunk, lengths", [(7, [5, 5, 5]), (14, [8, 7]), (15, [15]), (1, [1] * 15)]
+)
+def test_frames_are_decoded_in_even_chunks(tiny_model, monkeypatch, chunk, lengths):
+    seen = []
+
+    def decode(params, latents):
+        seen.append(len(latents))
+        return latents
+
+    monkeypatch.setitem(vars(tiny_model), "_decode", decode)
+    latents = jnp.arange(15.0)[:, None, None, None] * jnp.ones((1, 2, 2, 4))
+    scaled = tiny_model.decode(latents, chunk) * tiny_model.networks.vae.config.scaling_factor
+    np.testing.assert_allclose(scaled, latents, rtol=1e-6)
+    assert seen == lengths
 
 
 def test_no_weight_no_projection(tiny_model, anchor, config):

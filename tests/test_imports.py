@@ -45,7 +45,7 @@ BELOW = {
         *("checkpoints", "progress", "sharding", "storage", "xla"),
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
-    "config": {"errors", "camera", "lora", "assets"},
+    "config": {"errors", "camera", "diffusion", "lora", "assets"},
     "source": {"errors", "config", "camera", "depth", "video"},
     "first_stage": {
         "source",
@@ -78,7 +78,7 @@ BELOW = {
             "video",
             "checkpoints",
         ),
-        *("camera", "depth", "lora"),
+        *("camera", "depth", "lora", "models"),
     },
     "main": {"errors", "command", "pipeline"},
     "together": {"errors", "cache", "first_stage", "pipeline", "progress", "tuning"},

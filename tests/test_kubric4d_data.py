@@ -49,6 +49,8 @@ def test_drawn_moves_stay_in_the_training_ranges():
     assert {c.frame_start for c in drawn} == set(range(7))
     assert max(c.frames().max() for c in drawn) < 60
     assert controls.draw("a", 0) == controls.draw("a", 0) != controls.draw("b", 0)
+    splits = {controls.draw("a", 0, split=s).spherical_end for s in ("train", "validation", "test")}
+    assert len(splits) == 3  # a choice on validation scenes has not seen the moves of the tests
 
 
 def test_controls_files_round_trip_and_refuse_nonsense(tmp_path):

@@ -1,6 +1,7 @@
 """The rows and tables of the Kubric-4D protocol, and its command end to end."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -67,12 +68,14 @@ def test_inputs_at_another_size(sample):
 
 def test_model_rows_add_one_component_each(sample, monkeypatch):
     """What each row fits and samples with, held to the anchor and free; shared LoRAs are fitted once."""
-    fits, samples = [], []
+    fits, samples, clock = [], [], [0.0]
+    monkeypatch.setattr(rows, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(rows.tune_stage, "source_data", lambda *_: "clip")
     monkeypatch.setattr(rows.tune_stage, "anchor_data", lambda m, anchor, *_: anchor.mask.mean())
 
     def fit(self, trained, data, frozen, **_):
         fits.append((trained, data, dict(frozen)))
+        clock[0] += len(fits)  # the n-th takes n seconds
         return {trained[0]: f"lora {len(fits)}"}, {}
 
     def generate(model, anchor, loras, group, config, seed):
@@ -85,8 +88,12 @@ def test_model_rows_add_one_component_each(sample, monkeypatch):
     config = default_config("smoke")
     config.generate.sdedit_sigma, config.generate.known_weight = 0.7, 0.5
     model_rows = rows.ModelRows(None, config, sample, SMALL)
+    before = {}
     for row in rows.MODEL:
-        assert model_rows.frames(row).shape == (14, *SMALL, 3)
+        frames, before[row] = model_rows.frames(row)
+        assert frames.shape == (14, *SMALL, 3)
+    assert [before[row] for row in rows.LADDER] == [0, 0, 0, 0, 3 + 4]  # fitted for the row before
+    assert [before[row] for row in rows.FREE] == [0, 1, 2, 3 + 4, 3 + 4]
     mask = model_rows.anchor().mask.mean()
     assert mask < 1
     assert fits == [
@@ -165,6 +172,9 @@ def test_the_command_prints_writes_and_resumes(tmp_path, monkeypatch):
     assert (out / "pictures" / "scn00000_sample_00" / "sheet.png").exists()
     monkeypatch.setattr(protocol, "rendered_sample", None)  # nothing is made a second time
     assert command.run(flags) == text
+    monkeypatch.setitem(distances._NETWORKS, "fvd", lambda: len)
+    with pytest.raises(InputError, match="scn00000 was measured without features of fvd"):
+        command.run(command.parse([*options, "--frechet=fvd", f"--out={out}"]))
     with pytest.raises(InputError, match="'fancy' is not known"):
         command.run(command.parse(["--rows=fancy"]))
     with pytest.raises(InputError, match="--lpips=resnet"):

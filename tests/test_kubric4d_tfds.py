@@ -35,7 +35,7 @@ def build(config, tmp_path, manual):
 def test_builds_from_manual_dir(tmp_path):
     manual = tmp_path / "manual"
     options = {"num_frames": 14, "size": (64, 96), "views": VIEWS}
-    rendered.write(manual / "data", [2900, 5], **options)
+    rendered.write(manual / "data", [2900, 5, 2801], **options)  # no move for the last
     move = controls.Control(rig.SOURCE, (35.0, 15.0, 14.0), 0, 1)
     moves = {s: {"sample_00": move} for s in ("scn02900", "scn00005")}
     controls.write(moves, manual / "kubric_valtest_controls_gradual.json")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 
@@ -128,6 +129,16 @@ def test_repeated_run_does_nothing(home, first):
     again = pipeline.run(configure(home))
     assert again.stages == {"run": "cached"} and again.folder.samefile(first.folder)
     assert sorted(home.rglob("*")) == before
+
+
+def test_a_run_whose_folder_was_removed_is_made_again_once(home, first):
+    again = pipeline.run(configure(home, **{"output.name": "removed", "tune.checkpoint_every": 3}))
+    shutil.rmtree(again.folder)
+    for made in ("written", "cached"):
+        config = configure(home, **{"output.name": f"again-{made}", "tune.checkpoint_every": 3})
+        result = pipeline.run(config)
+        assert result.folder.name == "again-written"
+        assert (result.stages == {"run": "cached"}) == (made == "cached")
 
 
 def test_another_move_reuses_depth_and_spatial_lora(home, first):

@@ -322,18 +322,23 @@ import conftest, jax, numpy as np
 import test_tuning as t
 from tiny import random_params, video_model
 from recapture_jax.checkpoints import TrainCheckpoints
+from recapture_jax.progress import Metrics
 params = random_params()
 rng = np.random.default_rng(0)
 data = t.make_data()
-with TrainCheckpoints(pathlib.Path(sys.argv[1]), 1, 2) as checkpoints:
-    state, _ = t.run(video_model(params), params, data, 40, checkpoints=checkpoints, checkpoint_every=5)
+with (
+    TrainCheckpoints(pathlib.Path(sys.argv[1]), 1, 2) as checkpoints,
+    Metrics(pathlib.Path(sys.argv[1] + ".jsonl")) as metrics,
+):
+    options = {{"checkpoints": checkpoints, "checkpoint_every": 5, "metrics": metrics}}
+    state, _ = t.run(video_model(params), params, data, 40, **options)
 flat = {{"/".join(map(str, k)): np.asarray(v) for k, v in jax.tree_util.tree_flatten_with_path(state["lora"])[0]}}
 np.savez(sys.argv[2], **flat)
 """
 
 
 def test_killed_and_resumed_run_gives_the_same_lora(tmp_path):
-    """kill -9 at a random step; the resumed run ends bit for bit where an uninterrupted one does."""
+    """kill -9 at a random step; the resumed run ends bit for bit where an uninterrupted one does, its metrics too."""
     here = os.path.dirname(__file__)
     script = tmp_path / "child.py"
     script.write_text(_CHILD.format(paths=[os.path.dirname(here), here]))
@@ -357,3 +362,5 @@ def test_killed_and_resumed_run_gives_the_same_lora(tmp_path):
     assert set(whole.files) == set(resumed.files)
     for name in whole.files:
         np.testing.assert_array_equal(whole[name], resumed[name])
+    metrics = [(tmp_path / f"{name}.jsonl").read_text() for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1] and len(metrics[0].splitlines()) == 40

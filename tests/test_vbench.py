@@ -79,13 +79,15 @@ STAND_IN = """
             self.device, self.output = device, pathlib.Path(output)
             self.output.mkdir(exist_ok=True)
 
-        def evaluate(self, videos_path, name, prompt_list, dimension_list, mode):
-            assert mode == "custom_input" and self.device == "cpu"
+        def evaluate(self, videos_path, name, prompt_list, dimension_list, mode, local):
+            assert local and mode == "custom_input" and self.device == "cpu"
             assert "object_class" not in dimension_list
             results = {}
             for dimension in dimension_list:
+                # As the package (0.1.5): imaging quality is divided by 100 after the mean alone.
+                one = 100 if dimension == "imaging_quality" else 1
                 clips = [
-                    {"video_path": os.path.join(videos_path, f), "video_results": len(p) / 100}
+                    {"video_path": os.path.join(videos_path, f), "video_results": one * len(p) / 100}
                     for f, p in prompt_list.items()
                 ]
                 results[dimension] = [0.5, clips]
@@ -111,13 +113,18 @@ def test_command_with_a_package_in_another_environment(folder, monkeypatch):
     )
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     options = [f"--row=ours={folder / 'clips'}", f"--prompts={folder / 'prompts.json'}"]
-    options += [f"--dst={folder / 'out'}", f"--python={sys.executable}", "--device=cpu"]
-    text = command.run(command.parse([*options, "--dimensions=subject_consistency,object_class"]))
+    options += [f"--dst={folder / 'out'}", f"--python={sys.executable}", "--device=cpu", "--local"]
+    options.append("--dimensions=subject_consistency,imaging_quality,object_class")
+    text = command.run(command.parse(options))
     head, _, row = text.splitlines()
-    assert head == "| row | clips | Subject | Flicker | Object |"
+    assert head == "| row | clips | Subject | Flicker | Imaging | Object |"
     # prompts of 10 and 12 letters; our own flicker; one clip has an object
     cells = [c.strip() for c in row.split("|")[1:-1]]
-    assert cells[:3] == ["ours", "2", "11.00"] and cells[4] == "75.00"
+    assert cells[:3] == ["ours", "2", "11.00"] and cells[4:] == ["11.00", "75.00"]
+
+    (folder / "prompts.json").write_text(json.dumps({"dog": "a dog runs", "car": "a parked car"}))
+    text = command.run(command.parse(options))  # Object Class of no object would divide by zero
+    assert text.splitlines()[0] == "| row | clips | Subject | Flicker | Imaging |"
 
 
 def test_failures_of_the_package_are_one_line(folder, monkeypatch):

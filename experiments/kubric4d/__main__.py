@@ -114,7 +114,8 @@ def moves(given: flags.FlagValues) -> tuple[list[str], controls.Controls]:
             )
         names = there[: given.scenes]
     if not given.controls:
-        return names, controls.generate(names, given.samples, given.seed)
+        split = "test" if given.data else given.split
+        return names, controls.generate(names, given.samples, given.seed, split)
     recorded = controls.read(given.controls)
     if missing := [n for n in names if n not in recorded]:
         raise InputError(f"{given.controls} has no moves for {missing[0]}")
@@ -166,20 +167,36 @@ def configured(given: flags.FlagValues):
     return rows.configured(given.variant, [*flagged, *given.set])
 
 
-def makers(sample: Sample, config, models: Callable, size) -> Callable[[str], np.ndarray]:
-    """A function from a row's name to its clip."""
+def makers(
+    sample: Sample, config, models: Callable, size
+) -> Callable[[str], tuple[np.ndarray, float]]:
+    """A function from a row's name to its clip and the seconds it cost before, as `generated.measure` takes it."""
     simple = rows.classical(sample, config)
     modelled = []
 
-    def make(row: str) -> np.ndarray:
+    def make(row: str) -> tuple[np.ndarray, float]:
         if row in simple:
-            return simple[row]()
+            return simple[row](), 0.0
         if not modelled:
             model = models(config.model.path)
             modelled.append(rows.ModelRows(model, config, sample, size))
         return modelled[0].frames(row)
 
     return make
+
+
+def refuse_without_features(records: Records, store: distances.FeatureStore) -> None:
+    """Clips are gone once they are measured, and with them what their distances would need.
+
+    Raises:
+        InputError: --frechet asks for features of clips that were measured without it.
+    """
+    for line in records.lines:
+        if missing := store.missing(line["row"], f"{line['scene']}_{line['sample']}"):
+            raise InputError(
+                f"--frechet: {line['scene']} was measured without features of {missing[0]}: leave --frechet out, or "
+                "choose another --out"
+            )
 
 
 def picture(folder: pathlib.Path, clips: dict[str, np.ndarray]) -> None:
@@ -213,6 +230,7 @@ def run(given: flags.FlagValues) -> str:
     perceptual_distances = [perceptual.load(n) for n in used]
     models = generated.models()
     store = distances.FeatureStore(given.out / "features", kinds)
+    refuse_without_features(records, store)
     # The small prior was trained at a size near 'small' and knows no larger one.
     small = given.variant in ("small", "smoke") and given.size == "full"
     work_size = SIZES["small" if small else given.size]

@@ -204,7 +204,7 @@ def run(given: flags.FlagValues) -> str:
     sample_of, models = generated.source(given), generated.models()
     lpips, records = [perceptual.load(n) for n in used], Records(given.out, settings)
     wanted = [(mode, change) for change in changes for mode in modes(change)]
-    moves = controls.generate(generated.names(given), seed=given.seed)
+    moves = controls.generate(generated.names(given), seed=given.seed, split=given.split)
     with first_stage.compilation(config):
         for scene, drawn in moves.items():
             ((sample_name, control),) = drawn.items()

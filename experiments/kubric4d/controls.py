@@ -47,9 +47,19 @@ class Control:
 Controls = dict[str, dict[str, Control]]
 
 
-def draw(scene: str, index: int, seed: int = 0, num_frames: int = rig.NUM_FRAMES) -> Control:
-    """Our move number `index` of a scene; the same for the same name, index and seed."""
-    rng = np.random.default_rng([seed, index, *scene.encode()])
+def draw(
+    scene: str,
+    index: int,
+    seed: int = 0,
+    num_frames: int = rig.NUM_FRAMES,
+    split: str = "test",
+) -> Control:
+    """Our move number `index` of a scene; the same for the same name, index, seed and split.
+
+    split: of rendered scenes, which have the same names in every split. Recorded ones have names of their own.
+    """
+    salt = b"" if split == "test" else split.encode()
+    rng = np.random.default_rng([seed, index, *scene.encode(), *salt])
     start = rig.SOURCE
     low = max(start[1] - ELEVATION_DELTA, ELEVATIONS[0])
     high = min(start[1] + ELEVATION_DELTA, ELEVATIONS[1])
@@ -64,9 +74,12 @@ def draw(scene: str, index: int, seed: int = 0, num_frames: int = rig.NUM_FRAMES
     return Control(start, end, int(rng.integers(0, min(MAX_START, spare) + 1)), skip)
 
 
-def generate(scenes: list[str], samples: int = 1, seed: int = 0) -> Controls:
-    """`samples` moves for each scene."""
-    return {s: {f"sample_{i:02d}": draw(s, i, seed) for i in range(samples)} for s in scenes}
+def generate(scenes: list[str], samples: int = 1, seed: int = 0, split: str = "test") -> Controls:
+    """`samples` moves for each scene; split: see `draw`."""
+    return {
+        s: {f"sample_{i:02d}": draw(s, i, seed, split=split) for i in range(samples)}
+        for s in scenes
+    }
 
 
 def write(controls: Controls, path: pathlib.Path) -> None:

@@ -49,6 +49,10 @@ class FeatureStore:
             np.save(temporary, found.astype(np.float32))
             temporary.replace(path)
 
+    def missing(self, row: str, clip: str) -> list[str]:
+        """The kinds, of those wanted, of which no features of this clip are there."""
+        return [kind for kind in self._networks if not self._path(kind, row, clip).exists()]
+
     def distances(self, rows: Iterable[str]) -> dict[str, dict[str, float]]:
         """{row: {kind: distance to the truth}} over the clips that both have; two or more."""
         found = {}

@@ -9,6 +9,7 @@ from experiments.kubric4d import controls, layout, protocol, rig
 from experiments.kubric4d.controls import Control
 from experiments.kubric4d.protocol import Sample
 from recapture_jax.errors import InputError
+from recapture_jax.progress import say
 
 SPLITS = {"train": range(2800), "validation": range(2800, 2900), "test": range(2900, 3000)}
 """Scene numbers of the published splits."""
@@ -50,20 +51,30 @@ def example(sample: Sample, name: str, control: Control) -> dict:
     }
 
 
-def recorded_splits(root: pathlib.Path) -> dict[str, list[str]]:
+def recorded_splits(
+    root: pathlib.Path, given: controls.Controls | None = None
+) -> dict[str, list[str]]:
     """Scenes on disk by split; a split without any is left out.
 
+    Args:
+        root: folder of the scenes.
+        given: moves by scene; one without any is left out, aloud. Without them every scene gets a drawn one.
+
     Raises:
-        InputError: no scene at all.
+        InputError: no scene at all, or none with a move.
     """
     numbers = {int(name.removeprefix("scn")): name for name in layout.scenes(root)}
-    found = {
-        split: [numbers[n] for n in sorted(numbers) if n in wanted]
-        for split, wanted in SPLITS.items()
-    }
-    found = {split: names for split, names in found.items() if names}
+    found = {}
+    for split, wanted in SPLITS.items():
+        there = [numbers[n] for n in sorted(numbers) if n in wanted]
+        moved = [name for name in there if given is None or given.get(name)]
+        if len(moved) < len(there):
+            say(f"{split}: {len(there) - len(moved)} of {len(there)} scenes have no move")
+        if moved:
+            found[split] = moved
     if not found:
-        raise InputError(f"{root}: no scene of Kubric-4D's splits, scn00000 to scn02999")
+        moves = ", or none of them has a move" if given is not None else ""
+        raise InputError(f"{root}: no scene of Kubric-4D's splits, scn00000 to scn02999{moves}")
     return found
 
 
@@ -77,11 +88,11 @@ def recorded(
     """(key, example) of every move of the scenes.
 
     Args:
-        given: moves by scene; without them one is drawn for each.
+        given: moves by scene, of each of them; without them one is drawn for each.
         options: of `protocol.recorded_sample`.
     """
     for scene in scenes:
-        moves = given.get(scene, {}) if given is not None else controls.generate([scene])[scene]
+        moves = (controls.generate([scene]) if given is None else given)[scene]
         for name, control in moves.items():
             sample = protocol.recorded_sample(root, scene, control, size, **options)
             yield f"{scene}_{name}", example(sample, name, control)
@@ -91,6 +102,6 @@ def rendered(split: str, count: int, size: tuple[int, int]) -> Iterator[tuple[st
     """(key, example) of the first scenes of our renderer in a split, a drawn move for each."""
     for index in range(count):
         scene = f"scn{index:05d}"
-        for name, control in controls.generate([scene])[scene].items():
+        for name, control in controls.generate([scene], split=split)[scene].items():
             sample = protocol.rendered_sample(index, control, size, split)
             yield f"{scene}_{name}", example(sample, name, control)

@@ -52,9 +52,11 @@ def settings(given: flags.FlagValues, config: ConfigDict, lpips: Sequence[str]) 
     what = f"rendered, {given.split} split, seed {given.seed}"
     if given.textures:
         what += f", photographs {cache.file_hash(given.textures)[:12]}"
+    model = configuration.resolve_path(config.model.path)
     return {
         "size": list(SIZES[given.size]),
         "data": what,
+        "model": cache.model_hash(model)[-12:] if model.is_dir() else "none",
         "lpips": list(lpips),
         "config": rows.groups(config),
     }
@@ -83,7 +85,7 @@ def models() -> Callable[[str], VideoModel]:
 def measure(
     records: Records,
     key: tuple[str, str, str],
-    make: Callable[[], np.ndarray],
+    make: Callable[[], tuple[np.ndarray, float]],
     measures: Callable[[np.ndarray], dict],
     **more,
 ) -> np.ndarray:
@@ -92,13 +94,13 @@ def measure(
     Args:
         records: where to.
         key: scene, sample and row.
-        make: the clip; its time is taken.
+        make: the clip, whose time is taken, and the seconds that it had cost before.
         measures: as `protocol.judge` returns it.
         more: of the record.
     """
     begin = time.perf_counter()
-    frames = make()
-    seconds = time.perf_counter() - begin
+    frames, before = make()
+    seconds = time.perf_counter() - begin + before
     record = dict(zip(("scene", "sample", "row"), key, strict=True))
     records.add(record | more | {"seconds": seconds} | measures(frames))
     say(f"{' '.join(key)}: {seconds:.1f} s")

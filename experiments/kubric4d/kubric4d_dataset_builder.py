@@ -43,7 +43,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "Gradual dynamic view synthesis, 14 frames."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""
     For 'gradual': scene folders scn00000, ... of Kubric-4D (gcd.cs.columbia.edu), or data/ with
-    them, and beside them {CONTROLS} of the GCD repository; without that file moves are drawn.
+    them, and beside them {CONTROLS} of the GCD repository: scenes that it has no moves for are left out.
+    Without that file moves are drawn.
     'rendered' needs nothing, but TFDS wants the folder to exist.
     """
     BUILDER_CONFIGS = [
@@ -76,7 +77,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             split: self._generate_examples(
                 examples.recorded(root, scenes, config.size, given, **options)
             )
-            for split, scenes in examples.recorded_splits(root).items()
+            for split, scenes in examples.recorded_splits(root, given).items()
         }
 
     def _generate_examples(self, pairs):

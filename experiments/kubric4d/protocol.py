@@ -12,6 +12,7 @@ from experiments.kubric4d import layout, pointcloud, rendered, rig
 from experiments.kubric4d.controls import Control
 from recapture_jax.camera.pinhole import Camera
 from recapture_jax.camera.trajectory import Trajectory, pivot_depth_from_depth
+from recapture_jax.errors import InputError
 from recapture_jax.evaluation.images import frame_scores
 from recapture_jax.evaluation.occlusion import occluded
 from recapture_jax.evaluation.perceptual import Lpips
@@ -108,8 +109,13 @@ def recorded_sample(
         render_size: (height, width) of the splat, before it is reduced to `size`.
 
     Raises:
-        InputError: as `layout.read_view`.
+        InputError: as `layout.read_view`, or the move starts elsewhere than at the source camera.
     """
+    if not np.allclose(control.spherical_start, rig.SOURCE, atol=0.05):
+        raise InputError(
+            f"{scene}: the move starts at {tuple(control.spherical_start)}, depth was recorded at {rig.SOURCE} "
+            "(azimuth, elevation, radius): expected a move that starts there"
+        )
     picked = control.frames()
     read = {v: layout.read_view(root, scene, v, picked) for v in views}
     recorded = read[rig.SOURCE_VIEW]

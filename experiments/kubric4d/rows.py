@@ -6,6 +6,7 @@ component more than the row before it.
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -46,10 +47,10 @@ LABELS = {
 LABELS |= {free: f"free: {LABELS[row]}" for row, free in zip(LADDER, FREE, strict=True)}
 COMPARED = (
     *zip(LADDER[1:], LADDER, strict=False),
-    ("full", "inpainted"),
+    *(("full", row) for row in ("source", "filled", "inpainted")),
     *zip(FREE[1:], FREE, strict=False),
 )
-"""Pairs (row, the row it is compared with): each component, and the whole against the best without a model."""
+"""Pairs (row, the row it is compared with): each component, and the whole against what needs no model."""
 FPS = 24.0
 
 
@@ -149,7 +150,7 @@ class ModelRows:
         size: (height, width) the model works at.
 
     Attributes:
-        fitted: LoRAs by name; one put there is not fitted again.
+        fitted: LoRAs by name, each with the seconds it took; one put there is not fitted again.
     """
 
     def __init__(
@@ -159,10 +160,11 @@ class ModelRows:
         self.output_size = sample.source.shape[1:3]
         self.sample = at_size(sample, size)
         self.anchor = Lazy(lambda: anchor_of(self.sample, config))
-        self.fitted: dict[str, dict] = {}
+        self.fitted: dict[str, tuple[dict, float]] = {}
 
-    def frames(self, row: str, generate: ConfigDict | None = None) -> np.ndarray:
-        """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size.
+    def frames(self, row: str, generate: ConfigDict | None = None) -> tuple[np.ndarray, float]:
+        """The clip of a row, `[T, H, W, 3]` in [0, 1] at the sample's size, and what it took before this call:
+        seconds of its LoRAs that another row has had fitted.
 
         generate: how it is sampled; None: as the configuration says.
         """
@@ -170,22 +172,25 @@ class ModelRows:
         if row in FREE:
             row = LADDER[FREE.index(row)]
             generate.known_weight, generate.keep_pixels = 0.0, False
-        loras = {}
+        names = {}  # of the LoRAs by kind, the spatial one first: the other is fitted beside it
         if row in ("temporal", "temporal_unmasked"):
-            loras["temporal"] = self._lora(row)
+            names = {"temporal": row}
         elif row != "vanilla":
-            loras["spatial"] = self._lora("spatial")
-            loras["temporal"] = self._lora("temporal_beside_spatial")
+            names = {"spatial": "spatial", "temporal": "temporal_beside_spatial"}
+        before = sum(self.fitted[n][1] for n in names.values() if n in self.fitted)
+        loras = {kind: self._lora(name) for kind, name in names.items()}
         if row != "full":
             generate.sdedit_sigma = 0.0
         args = (self.config.model, generate, self.config.seed)
         made = generate_stage.generate(self.model, self.anchor(), loras, *args)
-        return resize.resize(made, self.output_size)
+        return resize.resize(made, self.output_size), before
 
     def _lora(self, name: str) -> dict:
         if name not in self.fitted:
-            self.fitted[name] = self._fit(name)
-        return self.fitted[name]
+            begin = time.perf_counter()
+            lora = self._fit(name)
+            self.fitted[name] = lora, time.perf_counter() - begin
+        return self.fitted[name][0]
 
     def _fit(self, name: str) -> dict:
         cfg, anchor = self.config, self.anchor()

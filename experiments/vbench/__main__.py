@@ -32,6 +32,8 @@ def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:
     word("python", None, "interpreter of an environment with VBench and its weights", **own)
     word("dimensions", ",".join(scores.DIMENSIONS), "names joined by commas", **own)
     word("device", "cuda", "for VBench", **own)
+    told = "VBench takes all weights from VBENCH_CACHE_DIR and downloads none"
+    flags.DEFINE_bool("local", False, told, **own)
     flags.mark_flags_as_required(["row", "prompts"], values)
     return command.parse(values, arguments, __doc__)
 
@@ -56,7 +58,8 @@ def run(given: flags.FlagValues) -> str:
         copies = export.export(export.clips(pathlib.Path(source)), prompts, folder)
         rows[label] = scores.own(copies)
         if given.python:
-            rows[label] |= scores.run(given.python, folder, dimensions, given.device)
+            options = given.device, given.local
+            rows[label] |= scores.run(given.python, folder, dimensions, *options)
     text = scores.table(rows)
     (given.dst / "table.md").write_text(text + "\n")
     return text

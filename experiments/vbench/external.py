@@ -22,6 +22,7 @@ def main(job_path: str) -> None:
             prompt_list=json.loads((folder / "prompts.json").read_text()),
             dimension_list=custom,
             mode="custom_input",
+            local=job["local"],
         )
     if "object_class" in job["dimensions"]:  # custom input refuses it
         from vbench.object_class import compute_object_class

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 
 import numpy as np
@@ -23,6 +24,8 @@ DIMENSIONS = {
 }
 """The eight dimensions of the paper's Table 1, in its order."""
 WEIGHTLESS = ("temporal_flickering",)
+_PER_CLIP = {"imaging_quality": 100.0}
+"""What VBench gives of a clip where it gives 1 of all of them."""
 Scores = dict[str, dict[str, float]]  # dimension, clip
 
 
@@ -33,20 +36,32 @@ def own(copies: dict[str, pathlib.Path]) -> Scores:
 
 
 def run(
-    python: str, folder: pathlib.Path, dimensions: tuple[str, ...], device: str = "cuda"
+    python: str,
+    folder: pathlib.Path,
+    dimensions: tuple[str, ...],
+    device: str = "cuda",
+    local: bool = False,
 ) -> Scores:
-    """VBench's scores of an exported folder.
+    """VBench's scores of an exported folder; Object Class only if some clip was given an object.
 
     Args:
         python: interpreter of the environment that VBench is installed in, with its weights.
+        folder: from `export.export`.
+        dimensions: names.
+        device: for VBench.
+        local: take every network from VBENCH_CACHE_DIR; VBench downloads some of them otherwise.
 
     Raises:
         InputError: no such interpreter, or the package failed; the message has its last line.
     """
+    if not json.loads((folder / "full_info.json").read_text()):
+        dimensions = tuple(d for d in dimensions if d != "object_class")
+    if not dimensions:
+        return {}
+    shutil.rmtree(folder / "results", ignore_errors=True)  # all that lies there is read
     job = folder / "job.json"
-    job.write_text(
-        json.dumps({"folder": str(folder.absolute()), "dimensions": dimensions, "device": device})
-    )
+    told = {"folder": str(folder.absolute()), "device": device, "local": local}
+    job.write_text(json.dumps(told | {"dimensions": dimensions}))
     try:
         done = subprocess.run([python, external.__file__, str(job)], capture_output=True, text=True)
     except OSError as error:
@@ -55,7 +70,7 @@ def run(
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(
             f"VBench failed in the environment of {python}: {last}; it needs the package vbench and "
-            "its weights (VBENCH_CACHE_DIR)"
+            "its weights: it downloads them, or with --local finds all of them in VBENCH_CACHE_DIR"
         )
     return read(folder / "results")
 
@@ -73,8 +88,10 @@ def read(folder: pathlib.Path) -> Scores:
     for path in paths:
         try:
             for dimension, (_, clips) in json.loads(path.read_text()).items():
+                one = _PER_CLIP.get(dimension, 1.0)
                 scores[dimension] = {
-                    pathlib.Path(c["video_path"]).stem: float(c["video_results"]) for c in clips
+                    pathlib.Path(c["video_path"]).stem: float(c["video_results"]) / one
+                    for c in clips
                 }
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no result of VBench: {error!r}") from None

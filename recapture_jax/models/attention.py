@@ -17,6 +17,7 @@ _AUTO_LOGITS_CPU = CHUNK_LOGITS
 _FLASH_TOKENS = (
     1024  # from here on 'auto' takes the kernel on TPUs; shorter rows are mostly padding
 )
+_CUDNN_CAPABILITY = 8.0  # NVIDIA's support matrix of cuDNN's fused attention
 _LANES = 128  # of a TPU; the kernel's blocks are whole multiples
 _FLASH_BLOCK = 512  # tokens of its largest block
 
@@ -31,7 +32,7 @@ def attention(
       key: `[B, M, H, D]`.
       value: `[B, M, H, D]`.
       implementation: one of `IMPLEMENTATIONS`. 'auto' takes cudnn on GPUs where its limits allow
-        (half precision, D a multiple of 8 and at most 128), flash on TPUs for self-attention of 1024
+        (Ampere or newer, half precision, D a multiple of 8 and at most 128), flash on TPUs for self-attention of 1024
         tokens or more, else chunked above 256 MiB of logits, on CPUs above 32 MiB.
 
     Returns:
@@ -62,10 +63,24 @@ def temporal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> ja
     return out.transpose(0, 3, 1, 2, 4)
 
 
+def device_has_cudnn() -> bool:
+    """Whether the devices here are GPUs that cuDNN's kernel runs on: compute capability 8.0 (Ampere) or above.
+
+    JAX itself would only find out when it compiles, and refuse.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    try:
+        return float(capability) >= _CUDNN_CAPABILITY
+    except ValueError:  # AMD's have names
+        return False
+
+
 def _choose(query: jax.Array, key: jax.Array) -> str:
     b, n, heads, dim = query.shape
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if jax.default_backend() == "gpu" and half and dim % 8 == 0 and dim <= 128:
+    if half and dim % 8 == 0 and dim <= 128 and device_has_cudnn():
         return "cudnn"
     if jax.default_backend() == "tpu" and min(n, key.shape[1]) >= _FLASH_TOKENS:
         return "flash"

@@ -70,6 +70,15 @@ def conv2d(features: int, kernel: int, name: str, dtype, stride: int = 1, paddin
     return nn.Conv(features, (kernel, kernel), (stride, stride), pad, dtype=dtype, name=name)
 
 
+def exact_conv2d(features: int, kernel: int, name: str | None = None) -> nn.Conv:
+    """A float32 `conv2d` that really is one: TPUs multiply float32 in bfloat16 unless told not to, GPUs in TF32."""
+    pad = ((kernel // 2, kernel // 2),) * 2
+    exact = jax.lax.Precision.HIGHEST
+    return nn.Conv(
+        features, (kernel, kernel), padding=pad, dtype=jnp.float32, precision=exact, name=name
+    )
+
+
 def per_frame(layer, x: jax.Array) -> jax.Array:
     """Applies a 2-D layer to every frame of `[B, T, H, W, C]`."""
     b, t = x.shape[:2]

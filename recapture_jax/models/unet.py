@@ -17,7 +17,7 @@ from recapture_jax.models.layers import (
     NORM_GROUPS,
     GroupNorm,
     TimestepMLP,
-    conv2d,
+    exact_conv2d,
     per_frame,
     sinusoid,
 )
@@ -159,7 +159,7 @@ class UNet(nn.Module):
         embedding = self._embed(timestep, added_time_ids)
         # Float32 at both ends, where there are few channels: noise of sigma 0.02 is below the resolution of a
         # bfloat16 latent.
-        x = per_frame(conv2d(widths[0], 3, "conv_in", jnp.float32), sample.astype(jnp.float32))
+        x = per_frame(exact_conv2d(widths[0], 3, "conv_in"), sample.astype(jnp.float32))
         x = x.astype(self.dtype)
 
         skips = [x]
@@ -197,7 +197,7 @@ class UNet(nn.Module):
 
         norm = GroupNorm(1e-5, cfg.norm_num_groups, name="conv_norm_out")
         x = jax.nn.silu(per_frame(norm, x))
-        return per_frame(conv2d(cfg.out_channels, 3, "conv_out", jnp.float32), x)
+        return per_frame(exact_conv2d(cfg.out_channels, 3, "conv_out"), x)
 
     def _epsilon(self, diffusers: float) -> float:
         return diffusers if self.config.groupnorm_eps == "diffusers" else 1e-5

@@ -20,6 +20,7 @@ from recapture_jax.models.layers import (
     TemporalConv,
     Upsample,
     conv2d,
+    exact_conv2d,
     per_frame,
 )
 from recapture_jax.models.resnet import ResnetBlock, SpatioTemporalResBlock
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
             x = block(x)
         x = _EncoderMid(widths[-1], self.attention, self.dtype, groups, name="mid_block")(x)
         x = jax.nn.silu(per_frame(GroupNorm(_EPSILON, groups, name="conv_norm_out"), x))
-        return per_frame(conv2d(2 * self.config.latent_channels, 3, "conv_out", jnp.float32), x)
+        return per_frame(exact_conv2d(2 * self.config.latent_channels, 3, "conv_out"), x)
 
 
 def _decoder_resnet(features: int, index: int, dtype, groups: int) -> SpatioTemporalResBlock:
@@ -221,7 +222,7 @@ class VAE(nn.Module):
     def setup(self):
         self.encoder = Encoder(self.config, self.attention, self.dtype)
         self.decoder = Decoder(self.config, self.attention, self.dtype)
-        self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), dtype=jnp.float32)
+        self.quant_conv = exact_conv2d(2 * self.config.latent_channels, 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.decode(self.encode(images))

@@ -78,16 +78,16 @@ def _sample(model, anchor, loras, group, config, seed, mesh) -> jax.Array:
     cond, starts, weights, unknown, project, loras, first, second = sharding.replicate(shared, mesh)
     sampler = _Sampler(model, mesh, cond, starts, weights, unknown, config, project)
 
-    both = lora_tree.combine(*(loras.get(kind) or {} for kind in ("spatial", "temporal")))
+    spatial = lora_tree.merge(base, loras.get("spatial") or {})
+    both = lora_tree.merge(spatial, loras.get("temporal") or {})  # targets of both may overlap
     sigmas = karras_sigmas(config.steps, config.sigma_min)
     x = start_from_noise(first, sigmas[0])
-    latents = sampler.run(lora_tree.merge(base, both), x, sigmas, "sample")
+    latents = sampler.run(both, x, sigmas, "sample")
 
     if config.sdedit_sigma > 0:
-        params = lora_tree.merge(base, loras.get("spatial") or {})
         sigmas = karras_tail(config.sdedit_sigma, config.sdedit_steps)
         x = start_from_video(latents, second, sigmas[0])
-        latents = sampler.run(params, x, sigmas, "sdedit")
+        latents = sampler.run(spatial, x, sigmas, "sdedit")
 
     return jnp.asarray(jax.device_get(latents[0]))
 

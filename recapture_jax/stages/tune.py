@@ -80,6 +80,21 @@ def known_mask(model: VideoModel, anchor: Anchor, rule: str = "all") -> jax.Arra
     return share if rule == "share" else share > 0
 
 
+def learnable_mask(model: VideoModel, anchor: Anchor, rule: str) -> jax.Array:
+    """`known_mask`, where there is something to learn the motion from.
+
+    Raises:
+      InputError: if no latent of the whole anchor is known.
+    """
+    mask = known_mask(model, anchor, rule)
+    if not bool(mask.any()):
+        raise InputError(
+            "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
+            "take a smaller move (config.camera.moves) or a smaller config.anchor.erode"
+        )
+    return mask
+
+
 def windows_of(model: VideoModel, num_frames: int, group) -> tuple[np.ndarray, int]:
     """First frames `[K]` and length of the windows in which the model sees a clip.
 
@@ -111,14 +126,9 @@ def anchor_data(model: VideoModel, anchor: Anchor, config) -> AnchorData:
     """Encodes the anchor once; `config` is the whole configuration.
 
     Raises:
-      InputError: if no latent of the whole anchor is known.
+      InputError: as `learnable_mask`.
     """
-    mask = known_mask(model, anchor, config.tune.known)
-    if not bool(mask.any()):
-        raise InputError(
-            "the anchor has no latent that is fully known, so there is nothing to learn the motion from; "
-            "take a smaller move (config.camera.moves) or a smaller config.anchor.erode"
-        )
+    mask = learnable_mask(model, anchor, config.tune.known)
     starts, length = windows_of(model, len(anchor.frames), config.model)
     frames = starts[:, None] + np.arange(length)
     latents = model.encode_video(jnp.asarray(anchor.frames))

@@ -121,16 +121,14 @@ class VideoModel:
         return self.encode(frames) * self.networks.vae.config.scaling_factor
 
     def decode(self, latents: jax.Array, chunk: int) -> jax.Array:
-        """Scaled latents `[T, h, w, c]` to frames `[T, H, W, 3]` in [0, 1], `chunk` frames at a time.
+        """Scaled latents `[T, h, w, c]` to frames `[T, H, W, 3]` in [0, 1], at most `chunk` frames at a time.
 
-        Every chunk is decoded as a clip of its own, as diffusers does; larger chunks flicker less.
+        Every chunk is decoded as a clip of its own, as diffusers does; larger chunks flicker less. They are of
+        equal length, give or take one: a last one of a single frame would look unlike the others.
         """
         latents = latents / self.networks.vae.config.scaling_factor
-        parts = [
-            self._decode(self.params["vae"], latents[i : i + chunk])
-            for i in range(0, len(latents), chunk)
-        ]
-        return jnp.concatenate(parts)
+        chunks = jnp.array_split(latents, -(-len(latents) // chunk))
+        return jnp.concatenate([self._decode(self.params["vae"], part) for part in chunks])
 
     def condition(
         self,

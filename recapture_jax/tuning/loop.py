@@ -56,6 +56,8 @@ def fit(
     base = shard_weights(base, mesh)
     done = int(state["step"])
     record: dict[str, Any] = {"steps": steps, "resumed_at": done}
+    if metrics is not None:
+        metrics.resume(done)
     if done >= steps:
         return state, record
 
