@@ -18,7 +18,7 @@ import numpy as np
 
 from recapture_jax import processes, storage
 
-FORMAT = 4  # raise when a stage computes something else from the same inputs
+FORMAT = 5  # raise when a stage computes something else from the same inputs
 _WORK = "work"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -25,9 +26,8 @@ from recapture_jax.video import resize
 from recapture_jax.video.read import read_clip
 
 _LONGEST_NAME = 120  # of a move in the name of a folder; file systems take 255 bytes in all
-_SOURCE_PIXELS = (
-    2**18
-)  # a clip is read at no less than this before it is fitted to the model's size
+# A clip for a model of much smaller frames is read with so many pixels, for depth and lens.
+_SOURCE_PIXELS = 2**18
 
 
 @contextlib.contextmanager
@@ -106,8 +106,7 @@ class FirstStage:
                 f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
             )
         num_frames = video.num_frames or model_frames
-        area = max(_SOURCE_PIXELS, 2 * video.short_side**2)
-        self.source = read_clip(path, num_frames, video.start, video.stride, max_pixels=area)
+        self.source = read_clip(path, num_frames, video.start, video.stride, size=self._size_to_read)
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
         model = self.config.model
@@ -116,8 +115,7 @@ class FirstStage:
         )
         if len(starts) > 1:
             progress.say(f"{len(self.shown)} frames, in {len(starts)} windows of {length}")
-        height, width = self.source.size
-        size = resize.fit_size(height, width, short_side=video.short_side, multiple=video.multiple)
+        size = self._model_size(self.source.origin.size)
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
         self.clip_name = source.clip_name(self.config)
         self.clip_hash = caching.file_hash(path)
@@ -135,6 +133,18 @@ class FirstStage:
             frames=np.asarray(frames, np.float32),
             intrinsics=self.fit.intrinsics(self.camera.intrinsics),
         ).shown(self.shown)
+
+    def _model_size(self, file_size: tuple[int, int]) -> tuple[int, int]:
+        video = self.config.video
+        return resize.fit_size(*file_size, short_side=video.short_side, multiple=video.multiple)
+
+    def _size_to_read(self, file_size: tuple[int, int]) -> tuple[int, int]:
+        """From which the model's size is cut without resampling a second time, unless that is very small."""
+        size = self._model_size(file_size)
+        if 4 * math.prod(size) < _SOURCE_PIXELS:
+            return resize.within(file_size, _SOURCE_PIXELS)
+        found = resize.covering(file_size, size)
+        return found if math.prod(found) <= math.prod(file_size) else file_size
 
     def _file_hashes(self) -> dict[str, Any]:
         """Of what the configuration names besides the clip, as far as the run depends on it."""

@@ -18,8 +18,9 @@ from recapture_jax.depth.fastdepth import FastDepth
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, move_name
 from recapture_jax.stages import anchor as anchor_stage
+from recapture_jax.video import resize
 from recapture_jax.video.clip import Audio
-from recapture_jax.video.write import write_video
+from recapture_jax.video.write import write_png, write_video
 
 T, H, W = 3, 64, 96
 MODEL = {"num_frames": T, "vae": {"block_out_channels": [8, 8, 8]}}
@@ -222,6 +223,22 @@ def test_time_has_its_own_anchor_and_shares_the_depth(uneven):
         keys[first.anchor_key] = time
         assert first.stages == {"depth": "computed" if not time else "cached", "anchor": "computed"}
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("height, width", [(540, 960), (540, 1260), (1200, 540), (541, 967)])
+def test_frames_are_resampled_once(stage, tmp_path, height, width):
+    """Read so that the model's size is cut out of their middle: twice softens them by a tenth and more."""
+    rng = np.random.default_rng(0)
+    frames = resize.resample(rng.random((1, height // 2, width // 2, 3)), (height, width))
+    (tmp_path / "frames").mkdir()
+    for i in range(2):
+        write_png(tmp_path / "frames" / f"{i}.png", frames[0])
+    changes = {"video.path": str(tmp_path / "frames"), "video.short_side": 256, "video.multiple": 64}
+    first = stage(**changes, **{"video.num_frames": 2})
+    assert min(first.clip.size) == 256 and first.fit.scale == 1
+    once, _ = resize.resize_to_cover_and_crop(frames, first.clip.size)
+    sharpness = [np.abs(np.diff(f[0], axis=1)).mean() for f in (first.clip.frames, once)]
+    assert sharpness[0] > 0.98 * sharpness[1]
 
 
 def test_models_of_other_lengths_share_a_cache_and_no_anchor(stage):

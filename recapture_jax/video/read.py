@@ -5,7 +5,7 @@ import numbers
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from recapture_jax.errors import InputError
 from recapture_jax.video import decode, metadata
 from recapture_jax.video.clip import Clip, Origin, exact_rate
-from recapture_jax.video.resize import Fit, apply_fit, as_float, cover
+from recapture_jax.video.resize import Fit, apply_fit, as_float, cover, within
 
 MAX_BYTES = 8 << 30  # refuse before the machine starts to swap
 FOLDER_FPS = Fraction(24)
@@ -27,7 +27,7 @@ def read_clip(
     stride: int = 1,
     *,
     max_pixels: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, int] | Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     fps: float | None = None,
     with_audio: bool = True,
 ) -> Clip:
@@ -46,8 +46,8 @@ def read_clip(
       start: index of the first frame, at the clip's rate.
       stride: take every stride-th frame; the clip's fps is divided by it, so time runs as filmed.
       max_pixels: shrink frames (aspect kept to a pixel) to at most this many pixels.
-      size: (height, width): scale by one factor to cover it and crop the centre; not together
-        with max_pixels.
+      size: (height, width): scale by one factor to cover it and crop the centre; or a function to it from
+        the (height, width) of the file's own frames, upright. Not together with max_pixels.
       fps: constant rate to read the file at; its own if None. For a folder, the rate at which
         its images were taken (24 if None).
       with_audio: also read the sound of the chosen time span.
@@ -65,7 +65,7 @@ def read_clip(
         raise InputError("give max_pixels or size, not both")
     if max_pixels is not None:
         max_pixels = _whole("max_pixels", max_pixels, 1)
-    if size is not None:
+    if size is not None and not callable(size):
         if not isinstance(size, tuple | list) or len(size) != 2:
             raise InputError(f"size is {size!r}; expected (height, width)")
         size = tuple(_whole("size", edge, 1) for edge in size)
@@ -83,6 +83,7 @@ def read_clip(
         raise InputError(f"{path} does not exist; expected a video file or a folder of images")
 
     indices = _choose(path, source.total, num_frames, start, stride)
+    size = size(source.size) if callable(size) else size
     fit = _target(source.size, max_pixels, size)
     height, width = fit.size if fit else source.size
     needed = len(indices) * height * width * 3 * 4
@@ -127,10 +128,7 @@ def _choose(path, total: int, num_frames: int | None, start: int, stride: int) -
 
 def _target(source_size, max_pixels: int | None, size) -> Fit | None:
     """The Fit for the wanted size; None when the frames already have it."""
-    height, width = source_size
-    if max_pixels is not None and height * width > max_pixels:
-        scale = (max_pixels / (height * width)) ** 0.5
-        size = (max(1, int(height * scale)), max(1, int(width * scale)))
+    size = size if max_pixels is None else within(source_size, max_pixels)
     return cover(source_size, size) if size is not None and size != source_size else None
 
 

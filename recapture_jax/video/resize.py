@@ -113,6 +113,25 @@ def cover(source_size: tuple[int, int], size: tuple[int, int]) -> Fit:
     return Fit(tuple(source_size), tuple(size), scale, top, left)
 
 
+def within(source_size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The (height, width) of at most so many pixels, aspect kept to a pixel; never a larger one."""
+    height, width = source_size
+    scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def covering(source_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width), aspect kept to two pixels, whose middle is `size`, with nothing left to resample.
+
+    One side is equal, the other longer by an even number of pixels. May be larger than the source.
+    """
+    scale = cover(source_size, size).scale
+    return tuple(
+        side + 2 * round((length * scale - side) / 2)
+        for length, side in zip(source_size, size, strict=True)
+    )
+
+
 def resize_to_cover_and_crop(frames, size: tuple[int, int]) -> tuple[np.ndarray, Fit]:
     """Scales by one factor, crops the centre, with antialiasing (bicubic).
 
