@@ -20,7 +20,7 @@ from recapture_jax.camera.pinhole import crop_intrinsics, resize_intrinsics
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import masks
-from recapture_jax.geometry.projection import MIN_DEPTH, reproject
+from recapture_jax.geometry.projection import MIN_DEPTH, in_own_unit, reproject
 from recapture_jax.geometry.splat import render_anchor
 from recapture_jax.stages import anchor as anchor_stage
 
@@ -88,12 +88,15 @@ def parallax_and_tears(
     """
     intrinsics = jnp.broadcast_to(jnp.asarray(intrinsics), (len(depth), 3, 3))
     surfaces = jnp.ones(depth.shape, bool) if surfaces is None else jnp.asarray(surfaces)
-    parts, torn = _measure(jnp.asarray(depth), surfaces, intrinsics, path.cameras, tearing)
+    args = jnp.asarray(depth), surfaces, intrinsics, path.cameras, path.pivot_depth, tearing
+    parts, torn = _measure(*args)
     return [float(p) for p in parts], [float(t) for t in torn]
 
 
 @jax.jit
-def _measure(depth, surfaces, intrinsics, cameras, tearing):
+def _measure(depth, surfaces, intrinsics, cameras, pivot_depth, tearing):
+    depth, cameras = in_own_unit(depth, cameras, pivot_depth)
+
     def one(view):
         depth, solid, source, camera = view
         views = (source, camera.intrinsics, pose.inverse(camera.world_from_camera))

@@ -15,6 +15,7 @@ import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
 from recapture_jax import progress, source, storage
+from recapture_jax.camera.formats import colmap
 from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth import base
@@ -106,7 +107,9 @@ class FirstStage:
                 f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
             )
         num_frames = video.num_frames or model_frames
-        self.source = read_clip(path, num_frames, video.start, video.stride, size=self._size_to_read)
+        self.source = read_clip(
+            path, num_frames, video.start, video.stride, size=self._size_to_read
+        )
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
         model = self.config.model
@@ -158,9 +161,11 @@ class FirstStage:
                 if not file.exists():
                     raise InputError(f"config.{field}={file}: no such file or folder")
                 folder = source.depth_folder(self.config) if name == "depth" else None
-                # Of a converted network, what the converter recorded of its source.
+                # Of a converted network, what the converter recorded of its source, and how it is to be read.
                 record = file / "source.json"
-                used = folder.files if folder else (record if record.is_file() else file,)
+                network = (file / "config.json", record)
+                used = network if record.is_file() else colmap.files(file)
+                used = folder.files if folder else used
                 hashes[name] = [caching.file_hash(f) for f in used]
         return hashes
 
@@ -179,7 +184,8 @@ class FirstStage:
         """Depth of the source, at the size of the clip; the same whatever the camera group says."""
         names = ("clip", "frames", "depth", "sky", "version")
         inputs = {k: v for k, v in self.inputs.items() if k in names}
-        key = caching.key("depth", inputs=inputs, groups=self.parts("video", "depth"))
+        groups, posed = self.parts("video", "depth"), bool(self.config.camera.poses)
+        key = caching.key("depth", inputs=inputs, groups=groups, posed=posed)
         if self.cache.has("depth", key):
             self.stages["depth"] = "cached"
             stored = caching.load_arrays(self.cache.entry("depth", key) / "depth.npz")
@@ -207,10 +213,9 @@ class FirstStage:
         Raises:
           InputError: as `stages.anchor.plan_trajectory`.
         """
-        video = self.config.video
-        sources = self.source.num_frames
+        sources, frames = self.source.num_frames, self.camera.frames
         return anchor_stage.plan_trajectory(
-            camera, self.clip, depth, video.start, video.stride, sources, self.camera.poses
+            camera, self.clip, depth, frames.start, frames.step, sources, self.camera.poses
         )
 
     def anchor(self, depth: base.DepthMap) -> Anchor:

@@ -26,11 +26,13 @@ class SourceCamera:
       said: the lens in one line, and where it is from.
       poses: `[N, 4, 4]` float32 world_from_source of its N frames in the unit of the depth, where
         they came with the depth; else None.
+      frames: of `camera.poses`, those of the clip's N frames.
     """
 
     intrinsics: np.ndarray
     said: str
     poses: np.ndarray | None
+    frames: range = range(0)
 
 
 def frames(video, clip: Clip) -> files.Frames:
@@ -61,10 +63,13 @@ def camera(config, clip: Clip) -> SourceCamera:
       InputError: for bad files or values, or a camera mode that needs poses where there are none.
     """
     group, used, size = config.camera, frames(config.video, clip), clip.origin.size
-    paths = []
+    paths, picked = [], range(0)
     if group.poses:
         path = read_as(group.poses, group.poses_format)[1]
-        paths.append((path, range(used.start, used.total, used.stride)[: used.count]))
+        # A path that is not numbered says by its length which frames it is of.
+        count = used.total if path.numbered else path.num_frames
+        picked = used.of(count, f"config.camera.poses={group.poses}")
+        paths.append((path, picked))
     own, folder = None, depth_folder(config)
     if folder is not None:
         path = _folder_path(folder)
@@ -73,8 +78,8 @@ def camera(config, clip: Clip) -> SourceCamera:
             chosen = used.of(last, str(folder.poses or folder.intrinsics))
             paths.append((path, chosen))
             if folder.poses is not None:
-                picked = (used.count, chosen.start, chosen.step)
-                own = camera_path.source_poses(path, *picked, scale=config.depth.scale)
+                wanted = (used.count, chosen.start, chosen.step)
+                own = camera_path.source_poses(path, *wanted, scale=config.depth.scale)
     if group.mode != "relative" and own is None and not group.poses:
         raise InputError(
             f"config.camera.poses is empty: --config.camera.mode={group.mode} needs a file of the "
@@ -88,7 +93,7 @@ def camera(config, clip: Clip) -> SourceCamera:
         vertical_fov=group.vertical_fov,
     )
     intrinsics = resize.cover(size, clip.size).intrinsics(lens.intrinsics)
-    return SourceCamera(intrinsics, lenses.describe(lens, size), own)
+    return SourceCamera(intrinsics, lenses.describe(lens, size), own, picked)
 
 
 def _folder_path(folder: DepthFolder) -> camera_path.PosePath | None:
@@ -119,7 +124,8 @@ def depth(config, clip: Clip, posed: bool = False) -> DepthMap:
     Args:
       config: of the run.
       clip: as it was read.
-      posed: whether poses came with the depth: then its scale is theirs and is not touched.
+      posed: whether poses came with the depth: then its scale is theirs and is not touched. Where
+        `camera.poses` gives them, only the flicker of that scale is, not what an approach changes.
 
     Raises:
       InputError: an unreadable file, or one of another clip.
@@ -153,7 +159,8 @@ def depth(config, clip: Clip, posed: bool = False) -> DepthMap:
         found = base.get_estimator(group.estimator)(clip.frames)
     found = sky.mark(found, mask, group.sky_beyond, group.sky_depth)
     if group.stabilise:
-        mode = networks.STABILISE.get((found.source, found.kind), "auto")
+        usual = "smooth" if config.camera.poses else "auto"
+        mode = networks.STABILISE.get((found.source, found.kind), usual)
         found = align.stabilise(found, clip.frames, mode="none" if posed else mode)
     return found
 

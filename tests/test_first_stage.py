@@ -101,7 +101,51 @@ def test_converted_network_and_its_way_of_evening_out(stage, tmp_path, monkeypat
     first = stage(**{"depth.estimator": "converted", "depth.path": str(folder)})
     assert float(first.depth().depth.mean()) == pytest.approx(2.0)
     assert loaded == [folder] and modes == ["none"]
-    assert first.inputs["depth"]
+    before = first.inputs["depth"]
+    (folder / "config.json").write_text('{"max_depth": 20}')
+    again = stage(**{"depth.estimator": "converted", "depth.path": str(folder)})
+    assert again.inputs["depth"] != before  # another range is another depth
+
+
+def test_the_lens_beside_a_colmap_file_is_part_of_the_keys(stage, tmp_path):
+    lines = [f"{i + 1} 1 0 0 0 {-0.1 * i} 0 0 1 frame_{i}.png\n" for i in range(T)]
+    (tmp_path / "images.txt").write_text("\n".join(lines))
+    keys = []
+    for focal in (80, 120):
+        camera = f"1 PINHOLE {W} {H} {focal} {focal} {W / 2} {H / 2}\n"
+        (tmp_path / "cameras.txt").write_text(camera)
+        poses = {"camera.poses": str(tmp_path / "images.txt"), "camera.mode": "absolute"}
+        first = stage(**poses, **{"camera.poses_scale": 1.0})
+        assert first.clip.intrinsics[0, 0] == pytest.approx(focal, rel=1e-5)
+        first.anchor(first.depth())
+        keys.append(first.anchor_key)
+    assert len(set(keys)) == 2
+
+
+def test_an_approach_that_poses_tell_of_stays_in_relative_depth(stage, tmp_path):
+    """Evened out to one scale for all frames, depth would no longer be that of the poses."""
+    near = np.linspace(3.0, 2.0, T, dtype=np.float32)[:, None, None] * np.ones((H, W), np.float32)
+    np.save(tmp_path / "near.npy", near)
+    poses = np.tile(np.eye(4), (T, 1, 1))
+    poses[:, 2, 3] = np.linspace(0.0, 1.0, T)
+    file = tmp_path / "poses.npz"
+    write_path(camera_path.PosePath(poses, units="arbitrary"), file, "npz")
+    frames = np.full((T, H, W, 3), 0.5, np.float32)
+    write_video(tmp_path / "gray.mp4", frames, 8)
+    changes = {"video.path": str(tmp_path / "gray.mp4"), "depth.path": str(tmp_path / "near.npy")}
+    changes |= {"depth.kind": "relative", "depth.stabilise": True}
+    posed = {"camera.poses": str(file), "camera.poses_scale": 1.0, "camera.mode": "absolute"}
+    kept, evened = (stage(**changes, **more).depth().depth.mean((1, 2)) for more in (posed, {}))
+    np.testing.assert_allclose(kept, near.mean((1, 2)), rtol=0.03)
+    assert np.ptp(evened) < 0.1 * np.ptp(near)
+
+
+@pytest.mark.parametrize("count, said", [(T + 1, f"holds {T + 1} frames"), (T - 1, "give one for")])
+def test_poses_are_of_all_frames_of_the_video_or_of_those_used(stage, tmp_path, count, said):
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    write_path(camera_path.PosePath(poses, units="metres"), tmp_path / "poses.npz", "npz")
+    with pytest.raises(InputError, match=said):
+        stage(**{"camera.poses": str(tmp_path / "poses.npz"), "camera.mode": "absolute"})
 
 
 def test_names_in_the_table_of_modes_are_those_the_networks_give():
@@ -233,7 +277,11 @@ def test_frames_are_resampled_once(stage, tmp_path, height, width):
     (tmp_path / "frames").mkdir()
     for i in range(2):
         write_png(tmp_path / "frames" / f"{i}.png", frames[0])
-    changes = {"video.path": str(tmp_path / "frames"), "video.short_side": 256, "video.multiple": 64}
+    changes = {
+        "video.path": str(tmp_path / "frames"),
+        "video.short_side": 256,
+        "video.multiple": 64,
+    }
     first = stage(**changes, **{"video.num_frames": 2})
     assert min(first.clip.size) == 256 and first.fit.scale == 1
     once, _ = resize.resize_to_cover_and_crop(frames, first.clip.size)

@@ -159,6 +159,55 @@ def test_colmap_keeps_empty_lines_of_points(tmp_path):
     np.testing.assert_allclose(path.world_from_camera[:, 0, 3], [-9, -10, -11])
 
 
+@pytest.mark.parametrize(
+    "numbers, times",
+    [
+        ((1, 2, 5, 6), [0, 1, 4, 5]),  # two pictures that found no place
+        ((0, 1, 4), [0, 1, 4]),
+        ((3, 4, 7), [2, 3, 6]),  # counted from 1, the first two are missing
+        ((1, 2, 3, 4), None),
+        ((10, 20, 30), None),  # every tenth: their order says as much
+    ],
+)
+@pytest.mark.parametrize("kind", ["colmap", "transforms"])
+def test_pictures_without_a_pose_leave_gaps(tmp_path, kind, numbers, times):
+    names = [f"cam1/frame_{n:05d}.png" for n in numbers]
+    if kind == "colmap":
+        (tmp_path / "cameras.txt").write_text(COLMAP_CAMERAS)
+        line = "{} 1 0 0 0 {} 0 0 1 {}\n"
+        lines = [line.format(n, -n, name) for n, name in zip(numbers, names, strict=True)]
+        (tmp_path / "images.txt").write_text("\n".join(lines))
+        path = read_path(tmp_path)
+    else:
+        matrices = np.tile(np.eye(4), (len(numbers), 1, 1))
+        matrices[:, 0, 3] = numbers
+        frames = [
+            {"file_path": name, "transform_matrix": matrix.tolist()}
+            for name, matrix in zip(names, matrices, strict=True)
+        ]
+        (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+        path = read_path(tmp_path / "transforms.json")
+    assert path.numbered == (times is not None)
+    if times is not None:
+        np.testing.assert_array_equal(path.times, times)
+        between = paths.select(path, 2, int(times[0]) + 1)
+        step = numbers[0] + 1 + np.arange(2)
+        np.testing.assert_allclose(between.world_from_camera[:, 0, 3], step, atol=1e-6)
+
+
+def test_megasam_has_the_lens_of_its_pictures(tmp_path):
+    """Its file calls the lens `intrinsic`, one for all frames, of the pictures that lie beside it."""
+    lens = np.array([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]])
+    pictures = np.zeros((2, 48, 64, 3), np.uint8)
+    poses = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1))
+    depths = np.ones((2, 48, 64), np.float32)
+    file = tmp_path / "clip_sgd_cvd_hr.npz"
+    np.savez(file, images=pictures, depths=depths, intrinsic=lens, cam_c2w=poses)
+    path = read_path(file)
+    np.testing.assert_array_equal(path.intrinsics, np.stack([lens] * 2))
+    assert path.size == (48, 64)
+
+
 TUM = """# ground truth trajectory
 # timestamp tx ty tz qx qy qz qw
 1305031098.6659 1.3563 0.6305 1.6380 0.6132 0.5962 -0.3311 -0.3986

@@ -99,6 +99,12 @@ def test_of_poses():
     np.testing.assert_allclose(lens.from_path(unsized[0], SIZE, range(1)).intrinsics, k(80, 80))
     assert lens.from_path(unsized[0], (480, 640), range(1)) is None
     assert lens.from_path(PosePath(np.eye(4)[None], "metres"), SIZE, range(1)) is None
+    said = lens.choose((480, 640), paths=[(unsized[0], range(1))]).said
+    assert "the poses' is of pictures of unknown size" in said
+    with pytest.raises(
+        InputError, match="of 64x48 pixels, the video has 48x64: expected one shape"
+    ):
+        lens.from_path(path, SIZE[::-1], range(0, 3))
     # the next one that knows is taken
     both = ((unsized[0], range(1)), (poses(k(700, 700), size=(480, 640))[0], range(1)))
     assert lens.choose((480, 640), paths=both).intrinsics[0, 0] == 700

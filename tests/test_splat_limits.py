@@ -49,6 +49,29 @@ def test_identity_is_exact_for_any_shape_and_lens(height, width):
         assert result.mask.all()
 
 
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**20, 1e-4, 3e4])
+def test_the_unit_of_depth_changes_nothing(unit):
+    """Relative depth may be anything; to a power of two the very bits are the same."""
+    colors, _ = scene(24, 40)
+    depth = np.where(np.arange(40) < 20, 2.0, 4.0) * np.ones((24, 1), np.float32)
+    k = intrinsics_from_fov(50, 24, 40)
+    views = [
+        render_anchor(
+            colors[None],
+            (scale * depth[None]).astype(np.float32),
+            k,
+            build_trajectory("static", 1, k, 2.5 * scale, start_offset="truck right 0.1"),
+        )
+        for scale in (1.0, unit)
+    ]
+    (frames, mask), (scaled, scaled_mask) = (map(np.asarray, view) for view in views)
+    assert 0.5 < mask.mean() < 1
+    if np.log2(unit) % 1 == 0:
+        np.testing.assert_array_equal(scaled, frames)
+    assert (scaled_mask != mask).mean() < 0.01
+    assert np.median(np.abs(scaled - frames)) < 1e-5
+
+
 def test_reproject_is_project_of_unproject():
     _, depth = scene(20, 31)
     k1, k2 = intrinsics_from_fov(60, 20, 31), intrinsics_from_fov(35, 20, 31) + 0.3

@@ -254,6 +254,27 @@ def test_big_frames_are_shrunk_while_decoding(tmp_path):
     assert peak < 120e6, f"peak {peak / 1e6:.0f} MB"
 
 
+@pytest.mark.parametrize("size", [(32, 32), (480, 640)])
+def test_cover_art_is_not_the_video(tmp_path, size):
+    """An attached picture, also one that is larger than the video; the sound begins with the video."""
+    path = tmp_path / "c.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        art = container.add_stream("mjpeg", rate=25)
+        art.height, art.width, art.pix_fmt = *size, "yuvj420p"
+        art.disposition = av.stream.Disposition.attached_pic
+        for stream, frames in ((art, [np.full((*size, 3), 200, np.uint8)]), (video, grays(4))):
+            for k, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame = frame.reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = k, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    clip = read_clip(path)
+    assert clip.size == (48, 64) and numbers(clip) == list(range(4))
+
+
 def test_shrinking_is_antialiased(tmp_path):
     """One-pixel stripes shrunk by 4 must become gray, not moire."""
     stripes = np.zeros((256, 256, 3), np.uint8)

@@ -21,6 +21,7 @@ DEFAULT_FOV = 40.0  # degrees, vertical; a phone's main camera has 40 to 50 in l
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # millimetres; equivalents are of the diagonal's angle
 _SHARES = 10.0  # numbers up to this are shares of the frame: no lens has so few pixels
 _OFF_CENTRE = 0.1  # share of the frame by which a principal point may be off
+_OTHER_ASPECT = 0.02  # by which width over height may be off: both are rounded to pixels
 _ZOOM = 0.02  # change of focal length over a clip that is told
 
 
@@ -66,10 +67,11 @@ def choose(
             from_focal_35mm(focal_35mm, size),
             f"from the video's metadata ({focal_35mm:g} mm equivalent)",
         )
+    unfit = any(path.intrinsics is not None for path, _ in paths)
+    why = "the poses' is of pictures of unknown size" if unfit else "neither poses nor metadata say"
     return Lens(
         _from_fov(DEFAULT_FOV, size),
-        "assumed, for neither poses nor metadata say; if you know it, give "
-        "--config.camera.intrinsics or vertical_fov",
+        f"assumed, for {why}; if you know it, give --config.camera.intrinsics or vertical_fov",
     )
 
 
@@ -143,11 +145,18 @@ def _from_fov(degrees: float, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(intrinsics_from_fov(degrees, *size), np.float64)
 
 
+def _aspect(size: tuple[int, int]) -> float:
+    return size[1] / size[0]
+
+
 def from_path(path: PosePath, size: tuple[int, int], frames: range) -> Lens | None:
     """The lens of a file of poses: the median over the frames used; None if it does not say.
 
     Intrinsics of an unknown frame size are taken for pixels of the video if their centre is near its
     centre, and else left out.
+
+    Raises:
+        InputError: they are of pictures of another shape, rotated or cropped ones.
     """
     if path.intrinsics is None:
         return None
@@ -156,6 +165,12 @@ def from_path(path: PosePath, size: tuple[int, int], frames: range) -> Lens | No
         if np.abs(centre - 0.5).max() > _OFF_CENTRE:
             return None
     else:
+        if path.size != (1, 1) and abs(_aspect(path.size) / _aspect(size) - 1) > _OTHER_ASPECT:
+            (height, width), (own_height, own_width) = size, path.size
+            raise InputError(
+                f"{path.name} has the lens of pictures of {own_width}x{own_height} pixels, the video has "
+                f"{width}x{height}: expected one shape; give --config.camera.intrinsics for the video"
+            )
         path = camera_path.in_pixels(path, size)
     chosen = path.intrinsics
     if len(chosen) > max(frames):

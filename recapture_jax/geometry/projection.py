@@ -4,11 +4,33 @@ Depth is the distance along the lens axis (the plane depth z), not along the ray
 at +0.5: the pixel in row i and column j is seen at (u, v) = (j + 0.5, i + 0.5).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from recapture_jax.camera.pinhole import Camera
+
 MIN_DEPTH = 1e-3
-"""Points nearer than this along the lens axis, or behind the camera, are not visible."""
+"""Points nearer than this along the lens axis, or behind the camera, are not visible; see `in_own_unit`."""
+
+
+def in_own_unit(
+    depth: jax.Array, cameras: Camera, pivot_depth: float | jax.Array
+) -> tuple[jax.Array, Camera]:
+    """Depth and cameras in a unit near the pivot depth: `MIN_DEPTH` is absolute, the unit of relative depth is any.
+
+    The factor is a power of two, so no bit of what is seen changes.
+
+    Args:
+        depth: of any shape.
+        cameras: world_from_camera `[..., 4, 4]`, translations in the unit of the depth.
+        pivot_depth: of the subject, likewise.
+    """
+    pivot = jax.lax.stop_gradient(jnp.asarray(pivot_depth, jnp.float32))
+    factor = jnp.ldexp(jnp.float32(1), -jnp.round(jnp.log2(pivot)).astype(jnp.int32))
+    poses = cameras.world_from_camera.at[..., :3, 3].multiply(factor)
+    return depth * factor, dataclasses.replace(cameras, world_from_camera=poses)
 
 
 def pixel_centres(height: int, width: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:

@@ -42,7 +42,7 @@ from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import windows
 from recapture_jax.geometry.masks import torn_in_view
-from recapture_jax.geometry.projection import MIN_DEPTH, displaced
+from recapture_jax.geometry.projection import MIN_DEPTH, displaced, in_own_unit
 from recapture_jax.geometry.windows import Points, View
 
 MAX_STEP = 0.1
@@ -219,12 +219,16 @@ def render_anchor(
     if source_intrinsics.ndim == 2:
         source_intrinsics = jnp.broadcast_to(source_intrinsics, (num_frames, 3, 3))
     views = (frames, depth, valid, surfaces, source_intrinsics, trajectory.cameras)
-    return _render_views(views, tau, tearing_threshold, taps=taps, height=height, width=width)
+    sizes = {"taps": taps, "height": height, "width": width}
+    return _render_views(views, trajectory.pivot_depth, tau, tearing_threshold, **sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("taps", "height", "width"))
-def _render_views(views, tau, tearing_threshold, **sizes):
+def _render_views(views, pivot_depth, tau, tearing_threshold, **sizes):
     """One frame after the other: a frame's taps are much larger than the frame."""
+    colors, depth, *others, cameras = views
+    depth, cameras = in_own_unit(depth, cameras, pivot_depth)
+    views = (colors, depth, *others, cameras)
     return jax.lax.map(lambda view: _render_view(view, tau, tearing_threshold, **sizes), views)
 
 

@@ -23,6 +23,7 @@ _STANDARD_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 60, 120)] + [
     Fraction(n) for n in (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 100, 120)
 ]
 _MATRIX_UNSPECIFIED = 2
+_ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _TRANSFER_PQ, _TRANSFER_HLG, _PRIMARIES_BT2020 = 16, 18, 9
 
 
@@ -172,7 +173,7 @@ def read_audio(path, start: Fraction, seconds: Fraction) -> Audio | None:
             return None
         stream = container.streams.audio[0]
         rate = stream.rate
-        video = container.streams.video[0]
+        video = _video_stream(path, container)
         begin = (video.start_time or 0) * video.time_base + start
         layout = "mono" if stream.channels == 1 else "stereo"
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
@@ -216,8 +217,13 @@ def _video_stream(path, container):
     if not streams:
         what = "only sound" if container.streams.audio else "no video"
         raise InputError(f"{path} holds {what}; expected a file with a video track")
-    # cover art is a video stream to the demuxer; prefer one that moves
-    stream = max(streams, key=lambda s: (s.frames != 1, s.width * s.height))
+    # cover art is a video stream to the demuxer; prefer one that is none, and one that moves
+
+    def rank(stream) -> tuple:
+        art = int(getattr(stream, "disposition", 0)) & _ATTACHED_PICTURE
+        return not art, stream.frames != 1, stream.width * stream.height
+
+    stream = max(streams, key=rank)
     if stream.codec_context is None:
         raise InputError(f"{path} uses a codec that this PyAV cannot decode; convert it to H.264")
     return stream

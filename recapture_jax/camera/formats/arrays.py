@@ -8,7 +8,8 @@ or `[T, 16]`.
     w2c, world_to_camera, extrinsics_w2c                camera_from_world
     data, with inds                                     ViPE: world_from_camera of frames `inds`
     times                                               seconds, where there are no inds
-    intrinsics, K                                       [3, 3], [T, 3, 3] or fx fy cx cy, pixels
+    intrinsics, intrinsic, K                            [3, 3], [T, 3, 3] or fx fy cx cy, pixels
+    images, depths                                      [T, H, W, ...]; MegaSaM's, the pictures of its intrinsics
     units, size, zoom, anchored, name                   written by this package, see `path.PosePath`
 """
 
@@ -23,6 +24,8 @@ from recapture_jax.errors import InputError
 
 _FORWARD = ("world_from_camera", "c2w", "cam_c2w", "camera_to_world")
 _BACKWARD = ("w2c", "world_to_camera", "extrinsics_w2c")
+_INTRINSICS = ("intrinsics", "intrinsic", "K")
+_PICTURES = ("images", "depths")
 CONVENTIONS = ("c2w", "w2c")
 
 
@@ -94,7 +97,7 @@ def _pose_key(path: Path, arrays: dict, convention: str | None) -> tuple[str, bo
         found = ["data"]
     if not found and convention is not None:
         found = [name for name, array in arrays.items() if array.shape[-2:] in ((4, 4), (3, 4))]
-        found = [name for name in found if name not in ("intrinsics", "K")]
+        found = [name for name in found if name not in _INTRINSICS]
     if len(found) != 1:
         listed = ", ".join(sorted(arrays)[:8]) or "nothing"
         hint = "or give the convention, c2w or w2c, as in the format 'npz convention=c2w'"
@@ -129,7 +132,7 @@ def _times(array: np.ndarray, count: int, where: str) -> np.ndarray:
 
 
 def _intrinsics(path: Path, arrays: dict, count: int) -> np.ndarray | None:
-    key = next((name for name in ("intrinsics", "K") if name in arrays), None)
+    key = next((name for name in _INTRINSICS if name in arrays), None)
     if key is None:
         return None
     k, where = arrays[key], f"{path}: {key}"
@@ -154,7 +157,8 @@ def _zoom(path: Path, arrays: dict, count: int) -> np.ndarray | None:
 
 def _size(path: Path, arrays: dict) -> tuple[int, int] | None:
     if "size" not in arrays:
-        return None
+        pictures = next((arrays[name] for name in _PICTURES if name in arrays), None)
+        return None if pictures is None or pictures.ndim < 3 else pictures.shape[1:3]
     size = arrays["size"]
     if size.shape != (2,) or not 1 <= size.min() <= size.max() < 1e6:
         raise InputError(f"{path}: size is {size.tolist()}: expected height, width")

@@ -42,6 +42,12 @@ def model_folder(path: Path) -> Path | None:
     return None
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """What is read of a camera file: itself, and of a COLMAP model that is given by its images the cameras, too."""
+    cameras = path.with_name(f"cameras{path.suffix}")
+    return (path, cameras) if path.stem == "images" and cameras.is_file() else (path,)
+
+
 def read(path: Path) -> PosePath:
     """A model from its folder, or from its images.txt or images.bin."""
     folder = path.parent if path.is_file() else model_folder(path)
@@ -71,11 +77,14 @@ def read(path: Path) -> PosePath:
     sizes = {size for _, size, _ in used}
     if len(sizes) > 1:
         raise InputError(f"{folder}: pictures of different size: expected one size")
+    times = parsing.frame_numbers([name for name, *_ in images])
     return PosePath(
         inverse(np.stack([pose for _, _, pose, _ in images])),
         "arbitrary",
         intrinsics=np.stack([k for k, _, _ in used]),
         size=sizes.pop(),
+        times=times,
+        numbered=times is not None,
         name=path.stem if path.is_dir() else folder.name,
         notes=("lens distortion is left out",) if any(bent for _, _, bent in used) else (),
     )

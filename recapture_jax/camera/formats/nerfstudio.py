@@ -138,8 +138,10 @@ def read_transforms(path: Path) -> PosePath:
         pose = _opencv(value, f"{where}.transform_matrix")
         name = parsing.field(frame, "file_path", where, "text", None)
         cameras.append((name, pose, *_lens(data | frame, where)))
+    times = None
     if all(name is not None for name, *_ in cameras):
         cameras.sort(key=lambda camera: parsing.natural(camera[0]))
+        times = parsing.frame_numbers([name for name, *_ in cameras])
     sizes = {size for *_, size in cameras}
     if len(sizes) > 1:
         raise InputError(f"{path}: frames differ in w and h: expected pictures of one size")
@@ -149,6 +151,8 @@ def read_transforms(path: Path) -> PosePath:
         "arbitrary",
         intrinsics=None if lenses[0] is None else np.stack(lenses),
         size=sizes.pop(),
+        times=times,
+        numbered=times is not None,
         name=path.stem,
         notes=_lens_notes(data),
     )

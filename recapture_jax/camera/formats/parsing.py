@@ -191,6 +191,26 @@ def natural(name: str) -> list:
     return parts
 
 
+def frame_numbers(names: Sequence[str]) -> np.ndarray | None:
+    """Frame numbers `[T]` float64, the clip's first being 0, of pictures with gaps in their numbering.
+
+    None where the names are numbered evenly or not at all: then their order says as much. Numbers count from 0 or
+    from 1; of a series that begins later, the first pictures are missing.
+    """
+    texts = {tuple(re.split(r"[0-9]+", name)) for name in names}
+    if len(texts) != 1 or len(names) < 3:
+        return None
+    groups = np.array([re.findall(r"[0-9]+", name) for name in names])
+    varying = [column for column in groups.T if len(set(column)) > 1]
+    if len(varying) != 1:
+        return None
+    numbers = varying[0].astype(np.float64)
+    steps = np.diff(numbers)
+    if (steps <= 0).any() or (steps == steps[0]).all():
+        return None
+    return numbers - min(numbers[0], 1.0)
+
+
 def increasing(times: Sequence[float], wheres: Sequence[str], what: str) -> np.ndarray:
     """`times` as an array.
 
