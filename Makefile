@@ -53,7 +53,7 @@ $(VENV)/.base: setup.py constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) -e ".[test,convert]"
+	$(PIP) -e ".[test,convert,eval]"
 	touch $@
 
 clean:

