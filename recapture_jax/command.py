@@ -1,6 +1,10 @@
 """What the commands of a run share: the --config flag. Exit codes are those of `terminal`."""
 
+import os
+import sys
+import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -49,8 +53,39 @@ def _run(action: Callable, alone: bool):
     from recapture_jax import processes
 
     processes.start(*told)
-    result = action(config)
+    result = together(lambda: action(config))
     return result if processes.is_main() else None
+
+
+def together(action: Callable[[], Any]) -> Any:
+    """`action()`, as one of several processes; an error of this one alone ends it at once (`_leave`)."""
+    from recapture_jax import processes
+
+    try:
+        return action()
+    except (processes.RefusedTogether, SystemExit):
+        raise
+    except BaseException as error:
+        _leave(error)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Ends this process as the error would, without the others, which only then learn that they wait in vain.
+
+    JAX's own exit would wait minutes for them first, and kill this process as well.
+    """
+
+    def again():
+        raise error
+
+    try:
+        code = terminal.finish(again)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _config():

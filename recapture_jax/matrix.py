@@ -105,7 +105,8 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
 
 def _run(config) -> str:
     values = flags.FLAGS
-    configs = combinations(config, values.video, values.move, values.seed)
+    with processes.refusing_together():
+        configs = combinations(config, values.video, values.move, values.seed)
     report = storage.folder(config.output.root) / "matrix.json"
     return "\n".join(f"{row.folder}/result.mp4" for row in run(configs, report, values.together))
 

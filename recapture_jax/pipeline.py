@@ -123,6 +123,12 @@ class Run(FirstStage):
             super().read()
             model = caching.model_hash(self.model_path)
             self.inputs |= {"model": model, "dtype": str(jnp.dtype(self.dtype))}
+        first = processes.agreed(self.inputs)
+        with processes.refusing_together():
+            if other := [name for name in first if first[name] != self.inputs.get(name)]:
+                raise InputError(
+                    f"its {', '.join(other)} is not that of process 0: every process needs the same files"
+                )
 
     def preflight(self, together: int = 1) -> None:
         """Settles how the run fits the device, or refuses it; together: trajectories tuned in one step."""
@@ -158,7 +164,8 @@ class Run(FirstStage):
         if loaded is not None:
             return loaded.rebuilt(self.dtype, **options)
         with self.watch.stage("load_model"):
-            model = weights.load_model(self.model_path, self.dtype, on_host=True, **options)
+            with processes.refusing_together():
+                model = weights.load_model(self.model_path, self.dtype, on_host=True, **options)
             if self.config.model.offload == "never":
                 unet = sharding.shard_weights(model.params.pop("unet"), self.mesh)
                 model.params.update(jax.device_put(model.params), unet=unet)

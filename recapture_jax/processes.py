@@ -22,6 +22,10 @@ from recapture_jax.errors import InputError
 _LONGEST_REFUSAL = 1024  # bytes that the other processes are told
 
 
+class RefusedTogether(InputError):
+    """Bad input of which every process knows, and at which every one ends."""
+
+
 def start(
     coordinator: str | None = None, count: int | None = None, index: int | None = None
 ) -> None:
@@ -75,7 +79,7 @@ def refusing_together():
     Without, the others would wait for it. Around what every process does, and nothing in it that they do together.
 
     Raises:
-        InputError: of this process, else of the first that has one.
+        RefusedTogether: of this process, else of the first that has one; with one process its own InputError.
     """
     if jax.process_count() == 1:
         yield
@@ -90,11 +94,11 @@ def refusing_together():
     mine[: len(text)] = np.frombuffer(text, np.uint8)
     everyones = multihost_utils.process_allgather(mine)
     if own:
-        raise own
+        raise RefusedTogether(str(own)) from own
     for index, found in enumerate(everyones):
         if found.any():
             said = found.tobytes().rstrip(b"\0").decode(errors="ignore")
-            raise InputError(f"process {index} stopped: {said}")
+            raise RefusedTogether(f"process {index} stopped: {said}")
 
 
 def same(tree: Any) -> Any:

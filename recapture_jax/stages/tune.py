@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from recapture_jax.tuning.step import (
 
 CROPS = 2  # random crops of the source beside the whole frames, each with its mirror image
 _SMALLEST_CROP = 0.7
+Box: TypeAlias = tuple[slice, slice]  # rows and columns
 
 
 def settings(tune, stride: int) -> Settings:
@@ -144,15 +145,15 @@ def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int
     'first', the first frame of the same version, as a clip's frames are; 'frame', the frame itself;
     'none', no image, as in the unconditional half of guidance.
     """
-    frames = jnp.asarray(frames)
-    rng = np.random.default_rng(seed)
-    versions = [frames]
+    frames, rng = np.asarray(frames), np.random.default_rng(seed)
+    boxes: list[Box | None] = [None]
     if tune.augment:
-        versions += [_random_crop(frames, rng) for _ in range(CROPS)]
-        versions += [v[:, :, ::-1] for v in versions]
+        boxes += [_random_box(frames.shape[1:3], rng) for _ in range(CROPS)]
+    versions = [(box, flip) for flip in (False, True)[: 1 + tune.augment] for box in boxes]
     latents, conds = [], []
-    for i, version in enumerate(versions):
+    for i, version in enumerate(versions):  # one at a time, for a long clip fills the device
         key = jax.random.fold_in(jax.random.key(seed), 2**20 + 1 + i)
+        version = _version(frames, *version)
         latents.append(model.encode_video(version))
         images = version if tune.spatial_condition == "frame" else version[:1]
         conds += [condition_on(model, image, 1, generate, key) for image in images]
@@ -161,14 +162,21 @@ def source_data(model: VideoModel, frames: np.ndarray, tune, generate, seed: int
     return SourceData(jnp.stack(latents), cond)
 
 
-def _random_crop(frames: jax.Array, rng: np.random.Generator) -> jax.Array:
-    """A crop of 0.7 to 1 of each side at a random place, resized back: the aspect is kept."""
-    t, height, width, c = frames.shape
+def _random_box(size: tuple[int, int], rng: np.random.Generator) -> Box:
+    """0.7 to 1 of each side at a random place: the aspect is kept."""
+    height, width = size
     share = rng.uniform(_SMALLEST_CROP, 1.0)
     h, w = max(2, round(share * height)), max(2, round(share * width))
     y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
-    crop = frames[:, y : y + h, x : x + w]
-    return jnp.clip(jax.image.resize(crop, (t, height, width, c), "cubic"), 0.0, 1.0)
+    return slice(y, y + h), slice(x, x + w)
+
+
+def _version(frames: np.ndarray, box: Box | None, flip: bool) -> jax.Array:
+    """The clip, or a part of it at its size, perhaps mirrored."""
+    version = jnp.asarray(frames if box is None else frames[:, *box])
+    if box is not None:
+        version = jnp.clip(jax.image.resize(version, frames.shape, "cubic"), 0.0, 1.0)
+    return version[:, :, ::-1] if flip else version
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recapture_jax import xla
 from recapture_jax.diffusion import edm
@@ -120,7 +121,7 @@ class VideoModel:
         """The latents that are diffused, `[T, h, w, c]`, scaled."""
         return self.encode(frames) * self.networks.vae.config.scaling_factor
 
-    def decode(self, latents: jax.Array, chunk: int) -> jax.Array:
+    def decode(self, latents: jax.Array, chunk: int) -> np.ndarray:
         """Scaled latents `[T, h, w, c]` to frames `[T, H, W, 3]` in [0, 1], at most `chunk` frames at a time.
 
         Every chunk is decoded as a clip of its own, as diffusers does; larger chunks flicker less. They are of
@@ -128,7 +129,8 @@ class VideoModel:
         """
         latents = latents / self.networks.vae.config.scaling_factor
         chunks = jnp.array_split(latents, -(-len(latents) // chunk))
-        return jnp.concatenate([self._decode(self.params["vae"], part) for part in chunks])
+        # Fetched one by one: frames of a long clip would fill the device.
+        return np.concatenate([np.asarray(self._decode(self.params["vae"], c)) for c in chunks])
 
     def condition(
         self,

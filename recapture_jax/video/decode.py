@@ -208,8 +208,11 @@ def read_audio(path, start: Fraction, seconds: Fraction) -> Audio | None:
 def _open(path):
     import av
 
-    # "file:" keeps a colon in a name from being taken for a network protocol
-    return av.open(f"file:{path}", mode="r", metadata_errors="replace")
+    name = f"file:{path}"  # else a colon in it would be taken for a network protocol's
+    try:
+        return av.open(name, mode="r", metadata_errors="replace")
+    except TypeError:  # PyAV 19 has no such choice
+        return av.open(name, mode="r")
 
 
 def _video_stream(path, container):

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -101,6 +102,21 @@ def test_what_one_process_refuses_ends_both(home):  # noqa: F811
     assert "process 1 stopped:" in first.stderr and "nowhere.mp4" in first.stderr
     assert "error: " in second.stderr and "process 1 stopped" not in second.stderr
     assert not (home / "outputs1").exists()
+
+
+def test_another_model_in_one_process_ends_both(home):  # noqa: F811
+    first, second = two_processes(home, "other")
+    assert (first.returncode, second.returncode) == (2, 2), first.stderr + second.stderr
+    said = "its model is not that of process 0"
+    assert f"process 1 stopped: {said}" in first.stderr and said in second.stderr
+
+
+def test_a_fault_of_one_process_ends_it_at_once_and_the_other_soon(home):  # noqa: F811
+    begin = time.monotonic()
+    first, second = two_processes(home, "fail")
+    assert first.returncode == 1 and "a fault of process 0" in first.stderr
+    assert second.returncode != 0
+    assert time.monotonic() - begin < 120  # JAX's own exit takes five minutes
 
 
 @pytest.mark.parametrize(
