@@ -7,6 +7,7 @@ entry is a folder that appears whole or not at all.
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -16,7 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from recapture_jax import processes, storage
+from recapture_jax import processes, progress, storage
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT = 5  # raise when a stage computes something else from the same inputs
 _WORK = "work"
@@ -80,9 +86,44 @@ class StageCache:
 
     def work(self, stage: str, key: str) -> pathlib.Path:
         """A folder for an unfinished stage; kept until the stage is done."""
-        folder = self.root / _WORK / f"{stage}-{key}"
+        folder = self.work_root / f"{stage}-{key}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def work_root(self) -> pathlib.Path:
+        """Where all unfinished work lies."""
+        folder = self.root / _WORK
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @contextlib.contextmanager
+    def exclusive(self, stage: str, key: str) -> Iterator[None]:
+        """Lets one run at a time make this entry; the others wait, and should then look whether it is there.
+
+        The system frees the lock of a run that was killed. Where it has none (Windows, some network disks), nobody
+        waits.
+        """
+        if fcntl is None or not processes.is_main():
+            yield
+            return
+        path = self.work_root / f"{stage}-{key}.lock"
+        with contextlib.ExitStack() as stack:
+            while True:
+                file = stack.enter_context(open(path, "w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    progress.say(f"another run is making the same ({stage}), waiting for it")
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                except OSError:
+                    break
+                # The run before has removed the file of its lock, and a third one may have made another.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        stack.callback(path.unlink, missing_ok=True)
+                        break
+            yield
 
     def mirror(self, work: pathlib.Path) -> storage.Folder | None:
         """Where the checkpoints of `work` outlive this machine, if the cache is in a bucket."""

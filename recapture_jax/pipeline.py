@@ -231,7 +231,13 @@ class Run(FirstStage):
 
         anchor: for the temporal one.
         """
+        keys = {kind: self.lora_keys[kind] for kind in trained}
+        label, key = "+".join(trained), keys[trained[-1]]
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.cache.exclusive(label, key))
+            found = {kind: self.cached_lora(kind) for kind in trained}
+            if all(lora is not None for lora in found.values()):
+                return found  # another run has made them meanwhile
             for kind in trained:
                 stack.enter_context(self.stage(kind))
             data = {}
@@ -240,9 +246,8 @@ class Run(FirstStage):
             if "temporal" in trained:
                 data["anchor"] = self.anchor_data(anchor)
             frozen = {k: v for k, v in loras.items() if k not in trained}
-            keys = {kind: self.lora_keys[kind] for kind in trained}
-            tuning = self.tuning("+".join(trained), keys[trained[-1]])
-            fitted, metrics = stack.enter_context(tuning)(trained, data, frozen)
+            fit = stack.enter_context(self.tuning(label, key))
+            fitted, metrics = fit(trained, data, frozen)
             for kind in trained:
                 self.keep_lora(kind, keys[kind], fitted[kind], metrics)
         return fitted

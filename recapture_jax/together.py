@@ -68,7 +68,8 @@ def _tune(batch: Sequence[tuple[Run, AnchorData]]) -> None:
     data = jax.tree.map(lambda *x: jnp.stack(x), *(data for _, data in batch))
     keys = [run.lora_keys["temporal"] for run, _ in batch]
     count = len(batch)
-    with first.tuning(f"temporal x{count}", caching.key("together", keys=keys)) as fit:
+    label, key = f"temporal x{count}", caching.key("together", keys=keys)
+    with first.cache.exclusive(label, key), first.tuning(label, key) as fit:
         fitted, metrics = fit(("temporal",), {"anchor": data}, loras, together=count)
         for i, (run, _) in enumerate(batch):
             lora = jax.tree.map(lambda x, i=i: x[i], fitted["temporal"])

@@ -26,7 +26,7 @@ BELOW = {
     "progress": {"errors"},
     "processes": {"errors", "progress"},
     "storage": {"errors"},
-    "cache": {"errors", "processes", "storage"},
+    "cache": {"errors", "processes", "progress", "storage"},
     "checkpoints": {"errors", "processes", "storage"},
     "sharding": {"errors", "processes"},
     "tuning": {"errors", "xla", "diffusion", "lora", "checkpoints", "sharding", "progress"},

@@ -141,6 +141,23 @@ def test_a_run_whose_folder_was_removed_is_made_again_once(home, first):
         assert (result.stages == {"run": "cached"}) == (made == "cached")
 
 
+def test_a_run_takes_what_another_made_while_it_waited(home, first, monkeypatch):
+    """As if both had found no LoRA: the second looks again once it is its turn."""
+    config = configure(home, **{"generate.fps": 9, "output.name": "waited"})
+    found = pipeline.Run.cached_lora
+    asked = []
+
+    def cached_lora(self, kind):
+        asked.append(kind)
+        lora = found(self, kind)
+        return None if len(asked) <= 2 else lora
+
+    pipeline.run(configure(home, **{"generate.fps": 9, "output.name": "before"}))
+    monkeypatch.setattr(pipeline.Run, "cached_lora", cached_lora)
+    config.tune.checkpoint_every = 7  # another run, of the same LoRAs
+    assert pipeline.run(config).stages["spatial"] == "cached"
+
+
 def test_another_move_reuses_depth_and_spatial_lora(home, first):
     other = pipeline.run(configure(home, moves="static"))
     assert other.stages["depth"] == other.stages["spatial"] == "cached"
