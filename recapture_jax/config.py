@@ -110,6 +110,9 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config.tune = tune = ml_collections.ConfigDict()
     tune.steps = 400  # of each LoRA
     tune.learning_rate = 5e-4
+    tune.spatial_seed = (
+        -1
+    )  # of the spatial LoRA fitted by itself, which other seeds then share; -1: seed
     tune.spatial_rate = 1.0  # of the spatial LoRA, as a share of learning_rate
     tune.weight_decay = 1e-2
     tune.schedule = "spatial_first"  # or 'joint', see tuning/loop.py
@@ -225,6 +228,7 @@ _RANGES = {
     "lora.rank": (1, 1024),
     "tune.steps": (1, 10**7),
     "tune.learning_rate": (0.0, 1.0),
+    "tune.spatial_seed": (-1, 2**31 - 1),
     "tune.spatial_rate": (0.0, 1.0),
     "tune.weight_decay": (0.0, 1.0),
     "tune.temporal_weight": (0.0, math.inf),

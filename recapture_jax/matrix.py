@@ -4,10 +4,10 @@
         [--video=a.mp4 --video=b.mp4] [--seed=0 --seed=1] [--together=2]
 
 Every combination is a run of its own in outputs/<clip>-<move>-seed<n>/. What combinations share is done once: the
-model is loaded and compiled once, depth is found once per clip, the spatial LoRA fitted once per clip and seed, the
-anchor made once per clip and move. With --together=N the temporal LoRAs of up to N moves are tuned in one step. A run
-that fails does not stop the others; the same command again makes only what is missing. outputs/matrix.json has a line
-for each: its folder or what was wrong, and seconds.
+model is loaded and compiled once, depth is found once per clip, the spatial LoRA fitted once per clip (with
+`tune.spatial_seed`, by itself the first of the seeds), the anchor made once per clip and move. With --together=N the
+temporal LoRAs of up to N moves are tuned in one step. A run that fails does not stop the others; the same command again
+makes only what is missing. outputs/matrix.json has a line for each: its folder or what was wrong, and seconds.
 """
 
 import dataclasses
@@ -49,6 +49,8 @@ def combinations(config, videos: list[str], moves: list[str], seeds: list[int]) 
     for video, seed, move in itertools.product(*sides):
         one = config.copy_and_resolve_references()
         one.video.path, one.seed, one.camera.moves = video, seed, move
+        if len(sides[1]) > 1 and one.tune.spatial_seed < 0:
+            one.tune.spatial_seed = sides[1][0]
         path = configuration.resolve_path(video)
         if not path.exists():
             raise InputError(f"--video={video}: no such file or folder")

@@ -177,20 +177,22 @@ class Run(FirstStage):
 
         The spatial one knows the frames shown, and no camera path.
         """
+
+        def without(group: dict, *names: str) -> dict:
+            return {n: v for n, v in group.items() if n not in names}
+
         groups = self.parts("model", "video", "lora", "tune") | {"seed": self.config.seed}
+        groups["tune"] = without(groups["tune"], "checkpoint_every", "spatial_seed")
         told = {n: self.groups["generate"][n] for n in ("fps", "motion_bucket", "noise_aug")}
-        unrelated = ("temporal_weight", "draws", "window", "known", "schedule", "checkpoint_every")
-        tune = {n: v for n, v in self.groups["tune"].items() if n not in unrelated}
-        lora = {n: v for n, v in self.groups["lora"].items() if n != "temporal_targets"}
-        inputs = {
-            n: v
-            for n, v in self.inputs.items()
-            if n not in ("frames", "path", "poses", "depth", "sky")
+        unrelated = ("temporal_weight", "draws", "window", "known", "schedule")
+        own = groups | {
+            "tune": without(groups["tune"], *unrelated),
+            "lora": without(groups["lora"], "temporal_targets"),
+            "seed": tune_stage.seed_of(("spatial",), self.config),
         }
-        own = {"inputs": inputs, "groups": groups | {"tune": tune, "lora": lora}, "told": told}
-        own["shown"] = np.unique(self.shown).tolist()
-        spatial = caching.key("spatial", **own)
-        groups["tune"].pop("checkpoint_every")
+        inputs = without(self.inputs, "frames", "path", "poses", "depth", "sky")
+        shown = np.unique(self.shown).tolist()
+        spatial = caching.key("spatial", inputs=inputs, groups=own, told=told, shown=shown)
         temporal = caching.key(
             "temporal", anchor=self.anchor_key, spatial=spatial, groups=groups, told=told
         )
@@ -242,7 +244,7 @@ class Run(FirstStage):
                 stack.enter_context(self.stage(kind))
             data = {}
             if "spatial" in trained:
-                data["source"] = self._source_data()
+                data["source"] = self._source_data(tune_stage.seed_of(trained, self.config))
             if "temporal" in trained:
                 data["anchor"] = self.anchor_data(anchor)
             frozen = {k: v for k, v in loras.items() if k not in trained}
@@ -290,11 +292,11 @@ class Run(FirstStage):
         """What the temporal LoRA is fitted to."""
         return tune_stage.anchor_data(self.model, anchor, self.config)
 
-    def _source_data(self):
+    def _source_data(self, seed: int):
         """Each source frame that is shown, once: a frozen one has no more to teach."""
         cfg = self.config
         frames = self.clip.frames[np.unique(self.shown, return_index=True)[1]]
-        return tune_stage.source_data(self.model, frames, cfg.tune, cfg.generate, cfg.seed)
+        return tune_stage.source_data(self.model, frames, cfg.tune, cfg.generate, seed)
 
     def _save_lora(self, path: pathlib.Path, kind: str, lora: dict) -> None:
         save_lora(

@@ -50,6 +50,23 @@ def test_runs_share_what_they_can_and_a_failure_stops_none(home, monkeypatch):  
     assert done[-1].stages == {"run": "cached"} and len(loaded) == 1
 
 
+def test_seeds_share_the_spatial_lora_of_the_first(home):  # noqa: F811
+    config = configure(home, root="seeds")
+    rows = matrix.run(matrix.combinations(config, [], ["static"], [3, 4]), home / "seeds.json")
+    told = [json.loads((pathlib.Path(r.folder) / "run.json").read_text()) for r in rows]
+    assert [t["stages"]["spatial"] for t in told] == ["computed", "cached"]
+    assert [t["stages"]["temporal"] for t in told] == ["computed"] * 2
+    assert [t["config"]["tune"]["spatial_seed"] for t in told] == [3, 3]
+    # A run of its own with the first seed has the same; another seed's is told of it by the configuration.
+    alone = pipeline.run(configure(home, root="seeds", moves="static", seed=3))
+    assert alone.stages["spatial"] == alone.stages["temporal"] == "cached"
+    own = pipeline.run(configure(home, root="seeds", moves="static", seed=4))
+    assert own.stages["spatial"] == own.stages["temporal"] == "computed"
+    told = {"seed": 4, "tune.spatial_seed": 3}
+    again = pipeline.run(configure(home, root="seeds", moves="static", **told))
+    assert again.stages == {"run": "cached"}
+
+
 def test_moves_tuned_in_one_step_are_what_each_is_alone(home):  # noqa: F811
     made = {}
     for together in (1, 2):

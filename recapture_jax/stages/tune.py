@@ -54,6 +54,13 @@ def settings(tune, stride: int) -> Settings:
     )
 
 
+def seed_of(trained: tuple[str, ...], config) -> int:
+    """The seed of a fit: `tune.spatial_seed` is that of a spatial LoRA by itself, if it is one."""
+    tune = config.tune
+    alone = trained == ("spatial",) and tune.schedule == "spatial_first"
+    return tune.spatial_seed if alone and tune.spatial_seed >= 0 else config.seed
+
+
 def condition_on(
     model: VideoModel, image: jax.Array, num_frames: int, config, key: jax.Array
 ) -> Conditioning:
@@ -193,9 +200,9 @@ class Tuner:
     config: Any
     mesh: jax.sharding.Mesh
 
-    def init(self, kind: str) -> lora_tree.Lora:
+    def init(self, kind: str, seed: int) -> lora_tree.Lora:
         """New deltas of one kind ('spatial' or 'temporal')."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1 if kind == "spatial" else 2)
+        key = jax.random.fold_in(jax.random.key(seed), 1 if kind == "spatial" else 2)
         targets = self.config.lora[f"{kind}_targets"]
         return lora_tree.init(key, self.model.params["unet"], targets, self.config.lora.rank)
 
@@ -235,8 +242,8 @@ class Tuner:
             used = sharding.devices_used(self.mesh.shape, tune.draws, frames, over)
             _say_what_is_idle(self.mesh, used, frames)
         numbers = settings(tune, self.model.networks.unet.config.stride)
-        loras = {kind: self.init(kind) for kind in trained}
-        state = init_state(loras, numbers, self.config.seed)
+        seed = seed_of(trained, self.config)
+        state = init_state({kind: self.init(kind, seed) for kind in trained}, numbers, seed)
         if together:
             state = stack_states(state, together)
         step = _step(self.model.networks, numbers, trained, self.mesh, over, bool(together))
