@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from recapture_jax import terminal
@@ -96,5 +96,4 @@ def _config():
     except OSError as error:
         reason = str(error).rpartition("] ")[2]
         raise InputError(f"the --config file cannot be loaded: {reason}") from None
-    logging.set_verbosity(logging.WARNING)
     return _CONFIG.value

@@ -14,7 +14,7 @@ import numpy as np
 import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import progress, source, storage
+from recapture_jax import processes, progress, source, storage
 from recapture_jax.camera.formats import colmap
 from recapture_jax.camera.timing import describe_time, source_frames
 from recapture_jax.camera.trajectory import Trajectory
@@ -29,6 +29,8 @@ from recapture_jax.video.read import read_clip
 _LONGEST_NAME = 120  # of a move in the name of a folder; file systems take 255 bytes in all
 # A clip for a model of much smaller frames is read with so many pixels, for depth and lens.
 _SOURCE_PIXELS = 2**18
+_KEPT = 0.99  # share of the picture below which a crop is told
+_LEFT_OUT = 0.1  # share of the clip above which frames that are not used are told
 
 
 @contextlib.contextmanager
@@ -87,8 +89,9 @@ class FirstStage:
         self.model_config = model_config
         self.groups = plain(config)
         self.root = storage.folder(config.output.root)
-        folder = storage.folder(config.output.cache) if config.output.cache else self.root / "cache"
-        self.cache = caching.StageCache(folder)
+        own = config.output.cache
+        self.cache_folder = storage.folder(own) if own else self.root / "cache"
+        self.cache = caching.StageCache(self.cache_folder)
         self.watch = progress.Stopwatch()
         self.stages: dict[str, str] = {}
 
@@ -106,10 +109,15 @@ class FirstStage:
             raise InputError(
                 f"config.video.multiple={video.multiple}: expected a multiple of {factor}, the pixels of one latent"
             )
-        num_frames = video.num_frames or model_frames
         self.source = read_clip(
-            path, num_frames, video.start, video.stride, size=self._size_to_read
+            path,
+            video.num_frames or model_frames,
+            video.start,
+            video.stride,
+            size=self._size_to_read,
+            at_most=not video.num_frames,
         )
+        self._say_what_is_left_out()
         time = self.config.camera.time or "play", self.source.num_frames
         self.shown, self.time = source_frames(*time), describe_time(*time)
         model = self.config.model
@@ -120,6 +128,12 @@ class FirstStage:
             progress.say(f"{len(self.shown)} frames, in {len(starts)} windows of {length}")
         size = self._model_size(self.source.origin.size)
         frames, self.fit = resize.resize_to_cover_and_crop(self.source.frames, size)
+        kept = resize.cover(self.source.origin.size, size).kept
+        if kept < _KEPT:
+            progress.say(
+                f"{1 - kept:.0%} of the picture is cropped at its edges, to {size[1]}x{size[0]} pixels "
+                f"(multiples of config.video.multiple={video.multiple})"
+            )
         self.clip_name = source.clip_name(self.config)
         self.clip_hash = caching.file_hash(path)
         self.inputs = {
@@ -136,6 +150,25 @@ class FirstStage:
             frames=np.asarray(frames, np.float32),
             intrinsics=self.fit.intrinsics(self.camera.intrinsics),
         ).shown(self.shown)
+        if processes.is_main():
+            for name, folder in (("root", self.root), ("cache", self.cache_folder)):
+                storage.check_writable(folder, f"config.output.{name}")
+
+    def _say_what_is_left_out(self) -> None:
+        """A clip is as long as the model's unless the configuration says otherwise, which few people expect."""
+        video, used, total = (
+            self.config.video,
+            self.source.num_frames,
+            self.source.origin.num_frames,
+        )
+        end = video.start + video.stride * (used - 1) + 1
+        if not video.num_frames and total - end > _LEFT_OUT * total:
+            rest, seconds = total - video.start, used / float(self.source.fps)
+            progress.say(
+                f"{used} of the clip's {total} frames are used, {seconds:.2f} seconds; for all of them, in windows: "
+                f"--config.video.num_frames={-(-rest // video.stride)}; spread over it: "
+                f"--config.video.stride={rest // used}"
+            )
 
     def _model_size(self, file_size: tuple[int, int]) -> tuple[int, int]:
         video = self.config.video

@@ -9,11 +9,8 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
-import json
+import itertools
 import pathlib
-import platform
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,20 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import recapture_jax
 from recapture_jax import cache as caching
 from recapture_jax import config as configuration
-from recapture_jax import preflight, processes, progress, sharding, storage, weights
-from recapture_jax.camera.formats import nerfstudio_camera_path
+from recapture_jax import outputs, preflight, processes, progress, sharding, storage, weights
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
 from recapture_jax.lora.export import load_lora, save_lora
 from recapture_jax.models.attention import device_has_cudnn
-from recapture_jax.stages import anchor as anchor_stage
 from recapture_jax.stages import generate as generate_stage
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.anchor import Anchor
-from recapture_jax.video.write import side_by_side, write_video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +91,14 @@ class Run(FirstStage):
         )
         if self.cache.has("run", key):
             folder = storage.folder((self.cache.entry("run", key) / "folder.txt").read_text())
-            if processes.agreed((folder / "run.json").exists()):
+            named = self.config.output.name
+            wanted = not named or folder.name == folder_name(named)
+            if wanted and processes.agreed((folder / "run.json").exists()):
                 progress.say(f"already done, nothing to do: {folder}")
                 return RunResult(folder, {"run": "cached"})
         target = self._target()
-        if processes.agreed(target.exists()):
-            raise InputError(f"{target} exists; choose another --config.output.name or remove it")
+        if self.config.output.name and processes.agreed(target.exists()):
+            raise _taken(target)
         self.preflight()
         depth = self.depth()
         anchor = self.anchor(depth)
@@ -111,7 +106,8 @@ class Run(FirstStage):
         frames = self._generate(anchor, loras)
         with self.watch.stage("write"):
             if processes.is_main():
-                self._write(target, anchor, loras, frames)
+                target = self._write(target, anchor, loras, frames)
+        target = storage.folder(processes.agreed(str(target)))
         with self.cache.writing("run", key, replace=True) as folder:
             (folder / "folder.txt").write_text(storage.absolute(target))
         progress.say(f"done: {target}")
@@ -285,7 +281,7 @@ class Run(FirstStage):
     def keep_lora(self, kind: str, key: str, lora: dict, metrics: str) -> None:
         """Puts a fitted LoRA into the cache."""
         with self.cache.writing(kind, key) as folder:
-            self._save_lora(folder / "lora.safetensors", kind, lora)
+            self.save_lora(folder / "lora.safetensors", kind, lora)
             (folder / "metrics.jsonl").write_text(metrics)
 
     def anchor_data(self, anchor: Anchor):
@@ -298,7 +294,7 @@ class Run(FirstStage):
         frames = self.clip.frames[np.unique(self.shown, return_index=True)[1]]
         return tune_stage.source_data(self.model, frames, cfg.tune, cfg.generate, seed)
 
-    def _save_lora(self, path: pathlib.Path, kind: str, lora: dict) -> None:
+    def save_lora(self, path: pathlib.Path, kind: str, lora: dict) -> None:
         save_lora(
             path,
             lora,
@@ -333,60 +329,27 @@ class Run(FirstStage):
         name = cfg.output.name or f"{folder_stem(self.clip_name, cfg.camera)}-{stamp}"
         return self.root / folder_name(name)
 
-    def _write(self, target: pathlib.Path, anchor: Anchor, loras: dict, frames: np.ndarray) -> None:
-        fps = self.clip.fps
-        rough = np.where(anchor.raw_mask[..., None], anchor.frames, 0.0)
-        mask = np.repeat(anchor.mask[..., None], 3, axis=-1).astype(np.float32)
-        source = np.asarray(self.clip.frames)
-        with storage.atomic_folder(target) as folder:
-            write_video(folder / "result.mp4", frames, fps, self.clip.audio)
-            write_video(folder / "anchor.mp4", rough, fps)
-            write_video(folder / "mask.mp4", mask, fps)
-            write_video(folder / "comparison.mp4", side_by_side([source, rough, frames]), fps)
-            cameras = nerfstudio_camera_path(anchor.trajectory, *self.clip.size, fps)
-            (folder / "cameras.json").write_text(json.dumps(cameras, indent=1) + "\n")
-            (folder / "lora").mkdir()
-            metrics = []
-            for kind, lora in loras.items():
-                self._save_lora(folder / "lora" / f"{kind}.safetensors", kind, lora)
-                entry = self.cache.entry(kind, self.lora_keys[kind])
-                metrics.append((entry / "metrics.jsonl").read_text())
-            # Fitted in one step they have the same records.
-            (folder / "metrics.jsonl").write_text("".join(dict.fromkeys(metrics)))
-            (folder / "run.json").write_text(json.dumps(self._report(anchor), indent=1) + "\n")
+    def _write(
+        self, target: storage.Folder, anchor: Anchor, loras: dict, frames: np.ndarray
+    ) -> storage.Folder:
+        """The folder that has the outputs: `target` or, of a run of the same second, `target-2` and so on.
 
-    def _report(self, anchor: Anchor) -> dict[str, Any]:
-        packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-        device = jax.devices()[0]
-        return {
-            "config": self.groups,
-            "inputs": self.inputs,
-            "seed": self.config.seed,
-            "versions": {
-                "recapture_jax": recapture_jax.__version__,
-                "python": platform.python_version(),
-            }
-            | {name: importlib.metadata.version(name) for name in packages},
-            "device": {
-                "platform": device.platform,
-                "kind": device.device_kind,
-                "count": len(jax.devices()),
-                "processes": jax.process_count(),
-            },
-            "size": list(self.clip.size),
-            "fps": float(self.clip.fps),
-            "source_frames": self.shown.tolist(),
-            "lens": self.camera.said,
-            "intrinsics": np.asarray(self.clip.intrinsics).round(3).tolist(),
-            "depth": self.depth_report,
-            "pivot_depth": anchor.trajectory.pivot_depth,
-            "stages": self.stages,
-            "seconds": self.watch.seconds,
-            "hole_share": anchor_stage.hole_shares(anchor),
-            "memory": self.plan_of_memory.report(),
-            "tuning": self.records,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
+        Raises:
+          InputError: another run has taken the name that was asked for.
+        """
+        for number in itertools.count(1):
+            folder = target if number == 1 else target.with_name(f"{target.name}-{number}")
+            try:
+                with storage.atomic_folder(folder, fresh=True) as files:
+                    outputs.fill(files, self, anchor, loras, frames)
+                return folder
+            except FileExistsError:
+                if self.config.output.name:
+                    raise _taken(target) from None
+
+
+def _taken(target: storage.Folder) -> InputError:
+    return InputError(f"{target} exists; choose another --config.output.name or remove it")
 
 
 def _dtype(name: str):

@@ -5,6 +5,7 @@ counts as none. Access is that of etils.epath, which needs the bucket's own pack
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -41,6 +42,26 @@ def folder(text: str) -> Folder:
             f"{text} cannot be reached ({' '.join(str(error).split())[:200]})"
         ) from None
     return path
+
+
+def check_writable(path: Folder, what: str) -> None:
+    """Makes the folder, or sees that it is there, and writes into it; of a bucket that is not asked.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    if in_bucket(path):
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the disk is full, which is told as that
+        raise InputError(
+            f"{what}={path} cannot be written ({error.strerror}): choose another folder"
+        ) from None
 
 
 def in_bucket(path: Folder) -> bool:
@@ -97,15 +118,22 @@ def write_text(path: Folder, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Folder, replace: bool = False) -> Iterator[pathlib.Path]:
+def atomic_folder(
+    target: Folder, replace: bool = False, fresh: bool = False
+) -> Iterator[pathlib.Path]:
     """Yields a temporary folder on disk that becomes `target` at the end.
 
     With `replace` it takes the place of a folder that is there; without, that folder stays (another
     process was first).
+
+    Raises:
+        FileExistsError: with `fresh`, instead of leaving the folder that is there.
     """
     if in_bucket(target):
         with tempfile.TemporaryDirectory() as temporary:
             yield pathlib.Path(temporary)
+            if fresh and complete(target):
+                raise FileExistsError(str(target))
             if replace and complete(target):
                 target.rmtree()
             upload(pathlib.Path(temporary), target)
@@ -122,6 +150,8 @@ def atomic_folder(target: Folder, replace: bool = False) -> Iterator[pathlib.Pat
         except OSError:
             if not target.is_dir():
                 raise
+            if fresh:
+                raise FileExistsError(str(target)) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from recapture_jax.errors import InputError
 
@@ -25,6 +25,7 @@ def run(action: Callable[[], Any], example: str) -> None:
 
 
 def _main(argv: list[str], action: Callable[[], Any], example: str) -> int:
+    logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that is not here
     if len(argv) > 1:
         return _refuse(f"unexpected argument {argv[1]!r}: options start with --, as in {example}")
     return finish(action)

@@ -289,6 +289,30 @@ def test_frames_are_resampled_once(stage, tmp_path, height, width):
     assert sharpness[0] > 0.98 * sharpness[1]
 
 
+def test_the_length_that_nobody_gave_is_that_of_the_model_or_of_the_clip(stage, capsys):
+    first = stage(MODEL | {"num_frames": 9}, **{"video.num_frames": 0})
+    assert first.clip.num_frames == T and "frames are used" not in capsys.readouterr().err
+    first = stage(MODEL | {"num_frames": 2}, **{"video.num_frames": 0})
+    said = capsys.readouterr().err
+    assert first.clip.num_frames == 2 and f"2 of the clip's {T} frames are used, 0.25 sec" in said
+    assert f"num_frames={T};" in said
+    stage(MODEL | {"num_frames": 2}, **{"video.num_frames": 2})  # somebody gave it
+    assert "frames are used" not in capsys.readouterr().err
+
+
+def test_a_crop_is_told(stage, capsys):
+    stage(**{"video.multiple": 64})
+    assert "25% of the picture is cropped" in capsys.readouterr().err
+    stage()
+    assert "cropped" not in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_written_are_refused(stage, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="config.output.root=.*file/out cannot be written"):
+        stage(**{"output.root": str(tmp_path / "file" / "out")})
+
+
 def test_models_of_other_lengths_share_a_cache_and_no_anchor(stage):
     """A number of frames that is left to the model is part of what depth and anchor are known by."""
     for length in (T, 2, T):

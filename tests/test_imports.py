@@ -50,7 +50,7 @@ BELOW = {
     "first_stage": {
         "source",
         *("errors", "cache", "config", "progress", "stages", "video", "depth", "camera"),
-        *("diffusion", "storage"),
+        *("diffusion", "processes", "storage"),
     },
     "cost": {"xla"},
     "preflight": {
@@ -64,7 +64,9 @@ BELOW = {
         "tuning",
         "stages",
     },
+    "outputs": {"camera", "stages", "video"},
     "pipeline": {
+        "outputs",
         *("preflight", "processes", "storage"),
         *(
             "errors",

@@ -135,9 +135,9 @@ def test_a_run_whose_folder_was_removed_is_made_again_once(home, first):
     again = pipeline.run(configure(home, **{"output.name": "removed", "tune.checkpoint_every": 3}))
     shutil.rmtree(again.folder)
     for made in ("written", "cached"):
-        config = configure(home, **{"output.name": f"again-{made}", "tune.checkpoint_every": 3})
+        config = configure(home, **{"output.name": "again", "tune.checkpoint_every": 3})
         result = pipeline.run(config)
-        assert result.folder.name == "again-written"
+        assert result.folder.name == "again"
         assert (result.stages == {"run": "cached"}) == (made == "cached")
 
 
@@ -156,6 +156,28 @@ def test_a_run_takes_what_another_made_while_it_waited(home, first, monkeypatch)
     monkeypatch.setattr(pipeline.Run, "cached_lora", cached_lora)
     config.tune.checkpoint_every = 7  # another run, of the same LoRAs
     assert pipeline.run(config).stages["spatial"] == "cached"
+
+
+def test_runs_of_one_second_and_other_names_keep_every_result(home, first, monkeypatch):
+    class Clock(pipeline.datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 2)
+
+    monkeypatch.setattr(pipeline.datetime, "datetime", Clock)
+    configs = [configure(home, **{"tune.checkpoint_every": 40 + i}) for i in range(2)]
+    folders = [pipeline.run(config).folder for config in configs]
+    assert folders[1].name == f"{folders[0].name}-2"
+    assert all((folder / "result.mp4").exists() for folder in folders)
+    named = pipeline.run(configure(home, **{"tune.checkpoint_every": 40, "output.name": "mine"}))
+    assert named.folder.name == "mine" and named.stages["result"] == "cached"
+
+    def taken(folder, *args):  # while this run was at work
+        (named.folder.with_name("late") / "other").mkdir(parents=True)
+
+    monkeypatch.setattr(pipeline.outputs, "fill", taken)
+    with pytest.raises(InputError, match="late exists; choose another --config.output.name"):
+        pipeline.run(configure(home, **{"tune.checkpoint_every": 42, "output.name": "late"}))
 
 
 def test_another_move_reuses_depth_and_spatial_lora(home, first):
@@ -266,7 +288,7 @@ def test_full_disk_leaves_no_half_written_output(home, first, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device", "run.json")
 
-    monkeypatch.setattr(pipeline, "nerfstudio_camera_path", full)
+    monkeypatch.setattr(pipeline.outputs, "nerfstudio_camera_path", full)
     with pytest.raises(OSError, match="No space left"):
         pipeline.run(config)
     assert not list((home / "full").glob("*"))

@@ -17,7 +17,7 @@ from recapture_jax.camera.path import PosePath
 from recapture_jax.camera.pinhole import intrinsics_from_fov
 from recapture_jax.errors import InputError
 
-DEFAULT_FOV = 40.0  # degrees, vertical; a phone's main camera has 40 to 50 in landscape
+DEFAULT_FOV = 40.0  # degrees of the shorter side; a phone's main camera has 40 to 50
 FILM_DIAGONAL = math.hypot(36.0, 24.0)  # millimetres; equivalents are of the diagonal's angle
 _SHARES = 10.0  # numbers up to this are shares of the frame: no lens has so few pixels
 _OFF_CENTRE = 0.1  # share of the frame by which a principal point may be off
@@ -70,7 +70,7 @@ def choose(
     unfit = any(path.intrinsics is not None for path, _ in paths)
     why = "the poses' is of pictures of unknown size" if unfit else "neither poses nor metadata say"
     return Lens(
-        _from_fov(DEFAULT_FOV, size),
+        np.asarray(intrinsics_from_fov(DEFAULT_FOV, *size, axis="shorter"), np.float64),
         f"assumed, for {why}; if you know it, give --config.camera.intrinsics or vertical_fov",
     )
 

@@ -37,7 +37,7 @@ def intrinsics_from_fov(
         fov_deg: full field of view in degrees, between 0 and 180.
         height: image height in pixels.
         width: image width in pixels.
-        axis: the side that `fov_deg` spans: 'vertical', 'horizontal' or 'longer'.
+        axis: the side that `fov_deg` spans: 'vertical', 'horizontal', 'longer' or 'shorter'.
 
     Raises:
         InputError: for a field of view outside (0, 180), an empty image or an unknown axis.
@@ -50,7 +50,12 @@ def intrinsics_from_fov(
         raise InputError(
             f"image size {height}x{width} is empty: expected positive height and width"
         )
-    spans = {"vertical": height, "horizontal": width, "longer": max(height, width)}
+    spans = {
+        "vertical": height,
+        "horizontal": width,
+        "longer": max(height, width),
+        "shorter": min(height, width),
+    }
     if axis not in spans:
         raise InputError(f"unknown field-of-view axis {axis!r}: expected one of {', '.join(spans)}")
     focal = 0.5 * spans[axis] / math.tan(math.radians(fov_deg) / 2)

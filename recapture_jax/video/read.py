@@ -30,6 +30,7 @@ def read_clip(
     size: tuple[int, int] | Callable[[tuple[int, int]], tuple[int, int]] | None = None,
     fps: float | None = None,
     with_audio: bool = True,
+    at_most: bool = False,
 ) -> Clip:
     """Reads frames start, start + stride, ... of a video file or of a folder of images.
 
@@ -42,7 +43,7 @@ def read_clip(
     Args:
       path: mp4, mov, webm, gif or anything else FFmpeg reads; or a folder of PNG or JPEG frames
         of one size, taken in natural order (frame2 before frame10).
-      num_frames: how many frames, at least 2; all that remain if None.
+      num_frames: how many frames, at least 2; all that remain if None. `at_most`: or fewer, if there are fewer.
       start: index of the first frame, at the clip's rate.
       stride: take every stride-th frame; the clip's fps is divided by it, so time runs as filmed.
       max_pixels: shrink frames (aspect kept to a pixel) to at most this many pixels.
@@ -82,7 +83,7 @@ def read_clip(
     else:
         raise InputError(f"{path} does not exist; expected a video file or a folder of images")
 
-    indices = _choose(path, source.total, num_frames, start, stride)
+    indices = _choose(path, source.total, num_frames, start, stride, at_most)
     size = size(source.size) if callable(size) else size
     fit = _target(source.size, max_pixels, size)
     height, width = fit.size if fit else source.size
@@ -97,7 +98,7 @@ def read_clip(
     for frame in source.frames(indices, (lambda rgb: apply_fit(rgb, fit)) if fit else as_float):
         frames[done] = frame
         done += 1
-    if done < len(indices) and (num_frames is not None or done < 2):
+    if done < len(indices) and (not (num_frames is None or at_most) or done < 2):
         raise InputError(
             f"{path}: {len(indices)} frames were asked for but only {done} could be decoded; "
             "ask for fewer frames or convert the file again"
@@ -108,13 +109,15 @@ def read_clip(
     return Clip(frames[:done], float(clip_rate), audio, origin=origin)
 
 
-def _choose(path, total: int, num_frames: int | None, start: int, stride: int) -> range:
+def _choose(
+    path, total: int, num_frames: int | None, start: int, stride: int, at_most: bool
+) -> range:
     if total < 2:
         raise InputError(
             f"{path} has {total} frame; a clip needs at least 2: give a video, not a still picture"
         )
     found = len(range(start, total, stride))
-    wanted = 2 if num_frames is None else num_frames
+    wanted = 2 if num_frames is None or at_most else num_frames
     if found < wanted:
         where = f" from frame {start} on" if start else ""
         where += f" at stride {stride}" if stride > 1 else ""
