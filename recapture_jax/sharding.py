@@ -10,7 +10,7 @@ one axis they cost an n-th on n devices, over two at once a third more than that
 tests/distributed, mesh 2 x 2 x 2).
 """
 
-import functools
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -66,28 +66,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-@functools.lru_cache
-def place_batch(mesh: Mesh, taken: str | None = None):
+@dataclasses.dataclass(frozen=True)
+class Placement:
     """`place(batch, size)` for compiled programs: the leading axis of every array over devices.
 
-    Of arrays with an axis of frames, `[size, T, h, w, ...]`, that one, too, as far as both divide. The same
-    function for the same mesh, so that what is compiled with it is compiled once.
+    Of arrays with an axis of frames, `[size, T, h, w, ...]`, that one, too, as far as both divide. Equal for the same
+    mesh, so that what is compiled with it is compiled once.
 
-    Args:
+    Attributes:
       mesh: devices.
       taken: an axis that something else is split over.
     """
-    shape = _without(mesh.shape, taken)
 
-    def place(batch, size: int):
+    mesh: Mesh
+    taken: str | None = None
+
+    def __call__(self, batch: Any, size: int) -> Any:
+        shape = _without(self.mesh.shape, self.taken)
+
         def put(x):
             clips, frames = _axes(shape, size, x.shape[1] if x.ndim >= 4 else 1)
             spec = P(clips or None, frames) if frames else P(clips or None)
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
         return jax.tree.map(put, batch)
 
-    return place
+    def axes(self, clips: int, frames: int) -> tuple[str, ...]:
+        """What the frames of all clips are split over once they are one axis, clip by clip.
+
+        With axes of one device: over an axis that is not named, `jax.shard_map` sums gradients.
+        """
+        over_clips, over_frames = _axes(_without(self.mesh.shape, self.taken), clips, frames)
+        single = (a for a in AXES if self.mesh.shape[a] == 1 and a != self.taken)
+        return (*over_clips, *over_frames, *single)
 
 
 def devices_used(

@@ -1,6 +1,7 @@
 """The tuning step and loop: gradients, reuse of the spatial LoRA, descent, resuming after kill -9."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -234,7 +235,8 @@ def run(
     """together: the first axis of data['anchor'] is one of trajectories."""
     settings = settings or Settings(learning_rate=5e-3)
     lora = {k: lora_tree.init(jax.random.key(3), params["unet"], k, 2) for k in trained}
-    step = make_step(model.network, settings, trained, *([place] if place else []))
+    network = functools.partial(model.network, place=place)
+    step = make_step(network, settings, trained, *([place] if place else []))
     state = init_state(lora, settings)
     if together:
         step, state = batched(step, over), stack_states(state, together)

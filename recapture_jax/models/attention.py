@@ -3,10 +3,20 @@
 `xla` forms the full logits; `chunked` never holds more than `CHUNK_LOGITS` of them (forward and
 backward), which is what makes 9216 spatial tokens fit; `cudnn` is NVIDIA's fused kernel, `flash` JAX's for
 TPUs. The softmax is float32 everywhere.
+
+XLA's partitioner splits `xla` over devices as it splits any product. It cannot split a TPU kernel, nor the loop of
+`chunked`, whose every device would fetch the whole batch and do all of it: within `split_over` these run on every
+device on its own part of the batch.
 """
+
+import contextlib
+import contextvars
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 IMPLEMENTATIONS = ("auto", "xla", "chunked", "cudnn", "flash")
 CHUNK_LOGITS = 8 * 2**20  # logits (float32) of one chunk: 32 MiB
@@ -20,6 +30,20 @@ _FLASH_TOKENS = (
 _CUDNN_CAPABILITY = 8.0  # NVIDIA's support matrix of cuDNN's fused attention
 _LANES = 128  # of a TPU; the kernel's blocks are whole multiples
 _FLASH_BLOCK = 512  # tokens of its largest block
+_split = contextvars.ContextVar("split", default=None)  # (mesh, axes) of `split_over`
+
+
+@contextlib.contextmanager
+def split_over(mesh: Mesh, axes: tuple[str, ...]):
+    """While tracing within it: the batch of `attention` lies on `mesh`, split over `axes` in this order.
+
+    A batch that does not divide, as one without axes, is whole on every device. On one device nothing changes.
+    """
+    token = _split.set((mesh, axes) if mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _split.reset(token)
 
 
 def attention(
@@ -33,7 +57,7 @@ def attention(
       value: `[B, M, H, D]`.
       implementation: one of `IMPLEMENTATIONS`. 'auto' takes cudnn on GPUs where its limits allow
         (Ampere or newer, half precision, D a multiple of 8 and at most 128), flash on TPUs for self-attention of 1024
-        tokens or more, else chunked above 256 MiB of logits, on CPUs above 32 MiB.
+        tokens or more, else chunked above 256 MiB of logits on a device, on CPUs above 32 MiB.
 
     Returns:
       `[B, N, H, D]` in the dtype of `query`.
@@ -45,15 +69,21 @@ def attention(
         raise ValueError(
             f"attention implementation {implementation!r}: expected one of {IMPLEMENTATIONS}"
         )
+    mesh, axes = _split.get() or (None, ())
+    parts = math.prod(mesh.shape[a] for a in axes)
+    if len(query) % parts:
+        axes, parts = (), 1
     if implementation == "auto":
-        implementation = _choose(query, key)
-    if implementation == "cudnn":
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-    if implementation == "flash":
-        return _flash(query, key, value)
-    if implementation == "chunked":
-        return _chunked(query, key, value)
-    return _plain(query, key, value)
+        implementation = _choose(query, key, parts)
+    kernel = {"xla": _plain, "chunked": _chunked, "cudnn": _cudnn, "flash": _flash}[implementation]
+    # What is not split is left to XLA, but for the TPU kernel, which it refuses on a mesh.
+    if mesh is not None and (implementation == "flash" or implementation != "xla" and parts > 1):
+        # Without the check: JAX's kernel does not say which axes its results vary over.
+        spec = P(axes or None)
+        kernel = jax.shard_map(
+            kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )
+    return kernel(query, key, value)
 
 
 def temporal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -77,7 +107,8 @@ def device_has_cudnn() -> bool:
         return False
 
 
-def _choose(query: jax.Array, key: jax.Array) -> str:
+def _choose(query: jax.Array, key: jax.Array, parts: int = 1) -> str:
+    """What 'auto' takes; parts: devices that share the batch."""
     b, n, heads, dim = query.shape
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if half and dim % 8 == 0 and dim <= 128 and device_has_cudnn():
@@ -85,7 +116,7 @@ def _choose(query: jax.Array, key: jax.Array) -> str:
     if jax.default_backend() == "tpu" and min(n, key.shape[1]) >= _FLASH_TOKENS:
         return "flash"
     limit = _AUTO_LOGITS_CPU if jax.default_backend() == "cpu" else _AUTO_LOGITS
-    return "chunked" if b * heads * n * key.shape[1] > limit else "xla"
+    return "chunked" if b // parts * heads * n * key.shape[1] > limit else "xla"
 
 
 def _plain(query, key, value):
@@ -111,6 +142,10 @@ def _softmax_product(query, key, value):
         preferred_element_type=jnp.float32,
     )
     return (product / weights.sum(axis=-1, keepdims=True)).astype(query.dtype)
+
+
+def _cudnn(query, key, value):
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _chunked(query, key, value):

@@ -168,7 +168,7 @@ class _Sampler:
         """Of the whole clip, and the scales that are left for the sampler to guide it with."""
         model, guided = self.model, scales.max() > 1.0
         apart = guided and self.config.guidance_passes == "apart"
-        place = sharding.place_batch(self.mesh)
+        place = sharding.Placement(self.mesh)
         tables = []
         for k in range(len(self.starts)):
             cond = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], self.cond)

@@ -272,8 +272,9 @@ class Tuner:
 @functools.lru_cache(maxsize=8)  # as many as `loop` keeps compiled
 def _step(networks, numbers: Settings, trained: tuple[str, ...], mesh, over, together: bool):
     """One function for all fits that are alike, so that it compiles once."""
-    network = VideoModel(networks, {}, {}).network
-    step = make_step(network, numbers, trained, sharding.place_batch(mesh, over))
+    place = sharding.Placement(mesh, over)
+    network = functools.partial(VideoModel(networks, {}, {}).network, place=place)
+    step = make_step(network, numbers, trained, place)
     return batched(step, over) if together else step
 
 

@@ -4,6 +4,7 @@ Units of latents: the *video* latents that are diffused are scaled by the autoen
 the *conditioning* latents are not (Stability's convention; see diffusers' SVD pipeline).
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -17,9 +18,11 @@ from recapture_jax.diffusion import edm
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.diffusion.windows import in_windows
 from recapture_jax.models import zoo
+from recapture_jax.models.attention import split_over
 from recapture_jax.models.image_preprocess import clip_preprocess
 from recapture_jax.models.transformer import TABLES
 from recapture_jax.models.vae import VAE
+from recapture_jax.sharding import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +47,38 @@ class VideoModel:
         """The same parameters in networks with other options (`zoo.build`)."""
         return dataclasses.replace(self, networks=zoo.build(self.config, dtype, **unet_options))
 
-    def network(self, unet_params: dict, image_only: bool = False, tables: dict | None = None):
-        """F(c_in x, c_noise, cond), the raw U-Net, for `edm.precondition`."""
+    def network(
+        self,
+        unet_params: dict,
+        image_only: bool = False,
+        tables: dict | None = None,
+        place: Placement | None = None,
+    ):
+        """F(c_in x, c_noise, cond), the raw U-Net, for `edm.precondition`; place: how its batch lies on devices."""
 
         def run(x: jax.Array, c_noise: jax.Array, cond: Conditioning) -> jax.Array:
             sample = jnp.concatenate([x, cond.latents.astype(x.dtype)], axis=-1)
             variables = {"params": unet_params}
             if tables is not None:
                 variables[TABLES] = tables
-            return self.networks.unet.apply(
-                variables, sample, c_noise, cond.context, cond.added_time_ids, image_only=image_only
-            )
+            inputs = (sample, c_noise, cond.context, cond.added_time_ids)
+            split = contextlib.nullcontext()
+            if place is not None:
+                split = split_over(place.mesh, place.axes(*x.shape[:2]))
+            with split:
+                return self.networks.unet.apply(variables, *inputs, image_only=image_only)
 
         return run
 
-    def denoiser(self, unet_params: dict, image_only: bool = False, tables: dict | None = None):
+    def denoiser(
+        self,
+        unet_params: dict,
+        image_only: bool = False,
+        tables: dict | None = None,
+        place: Placement | None = None,
+    ):
         """x0 prediction `(x, sigma, cond) -> x0`: all that sampling and losses know of the model."""
-        return edm.precondition(self.network(unet_params, image_only, tables))
+        return edm.precondition(self.network(unet_params, image_only, tables, place))
 
     def tables(self, unet_params: dict, cond: Conditioning, apart: bool = False) -> dict:
         """Constants of a sampling run (attn2 vectors, frame positions); pass them to `network`.
@@ -76,7 +94,7 @@ class VideoModel:
     def sampling_denoiser(self):
         """`(place=None, apart=False) -> (unet_params, tables, x, sigma, cond) -> x0`.
 
-        One function per model, `place` (`sharding.place_batch`; None: nowhere) and `apart`, so it compiles once.
+        One function per model, `place` (`sharding.Placement`; None: nowhere) and `apart`, so it compiles once.
         apart: the clips of the batch one after another, in the memory of one; sigma is a scalar then.
         """
 
@@ -84,7 +102,7 @@ class VideoModel:
             def denoise(unet_params, tables, x, sigma, cond):
                 if place is not None:
                     x, cond = place((x, cond), len(x))
-                return self.denoiser(unet_params, tables=tables)(x, sigma, cond)
+                return self.denoiser(unet_params, tables=tables, place=place)(x, sigma, cond)
 
             def in_turn(unet_params, tables, x, sigma, cond):
                 def one(clip):
