@@ -24,7 +24,6 @@ from recapture_jax import outputs, preflight, processes, progress, sharding, sto
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage, compilation, folder_name, folder_stem
 from recapture_jax.lora.export import load_lora, save_lora
-from recapture_jax.models.attention import device_has_cudnn
 from recapture_jax.stages import generate as generate_stage
 from recapture_jax.stages import tune as tune_stage
 from recapture_jax.stages.anchor import Anchor
@@ -79,27 +78,23 @@ class Run(FirstStage):
         with processes.refusing_together():
             super().__init__(config, weights.read_config(self.model_path))
         self.records: dict[str, Any] = {}
-        self.dtype = _dtype(config.model.dtype)
-        _check_attention(config.model.attention, self.dtype)
+        self.dtype = weights.dtype_of(config.model.dtype)
+        weights.check_attention(config.model.attention, self.dtype)
         self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.frames)
         self._models = models
 
     def go(self) -> RunResult:
         self.read()
-        key = caching.key(
-            "run", inputs=self.inputs, groups=self.parts(*self.groups.keys() - {"output"})
-        )
-        if self.cache.has("run", key):
-            folder = storage.folder((self.cache.entry("run", key) / "folder.txt").read_text())
-            named = self.config.output.name
-            wanted = not named or folder.name == folder_name(named)
-            if wanted and processes.agreed((folder / "run.json").exists()):
-                progress.say(f"already done, nothing to do: {folder}")
-                return RunResult(folder, {"run": "cached"})
+        if (done := self._done()) is not None:
+            return done
         target = self._target()
         if self.config.output.name and processes.agreed(target.exists()):
             raise _taken(target)
+        asked = self.run_key
         self.preflight()
+        # In shorter windows it is another run, found under its own key alone: with more memory it is none.
+        if self.run_key != asked and (done := self._done()) is not None:
+            return done
         depth = self.depth()
         anchor = self.anchor(depth)
         loras = self._tune(anchor)
@@ -108,10 +103,30 @@ class Run(FirstStage):
             if processes.is_main():
                 target = self._write(target, anchor, loras, frames)
         target = storage.folder(processes.agreed(str(target)))
-        with self.cache.writing("run", key, replace=True) as folder:
+        with self.cache.writing("run", self.run_key, replace=True) as folder:
             (folder / "folder.txt").write_text(storage.absolute(target))
         progress.say(f"done: {target}")
         return RunResult(target, self.stages)
+
+    @property
+    def run_key(self) -> str:
+        """Cache key of the whole run, in the windows of time that are settled by now."""
+        groups = self.parts(*self.groups.keys() - {"output"})
+        return caching.key("run", inputs=self.inputs, groups=groups)
+
+    def _done(self) -> RunResult | None:
+        """This run, if it was made before and its folder is still there, under the name asked for."""
+        key = self.run_key
+        if not self.cache.has("run", key):
+            return None
+        folder = storage.folder((self.cache.entry("run", key) / "folder.txt").read_text())
+        named = self.config.output.name
+        if named and folder.name != folder_name(named):
+            return None
+        if not processes.agreed((folder / "run.json").exists()):
+            return None
+        progress.say(f"already done, nothing to do: {folder}")
+        return RunResult(folder, {"run": "cached"})
 
     def read(self) -> None:
         """As `FirstStage.read`, and the model's hash."""
@@ -127,7 +142,10 @@ class Run(FirstStage):
                 )
 
     def preflight(self, together: int = 1) -> None:
-        """Settles how the run fits the device, or refuses it; together: trajectories tuned in one step."""
+        """Settles how the run fits the device, or refuses it; together: trajectories tuned in one step.
+
+        The windows of time, which alone change the result, are those of all cache keys from here on.
+        """
         frames = len(self.shown)
         args = (self.model_config, self.config, self.dtype, frames, self.clip.size)
         with self.watch.stage("preflight"):
@@ -139,6 +157,9 @@ class Run(FirstStage):
         generate = self.config.generate
         generate.guidance_passes = self.plan_of_memory.guidance_passes
         generate.decode_chunk = self.plan_of_memory.decode_chunk
+        for name in ("window", "window_overlap"):
+            value = getattr(self.plan_of_memory, name)
+            self.config.model[name] = self.groups["model"][name] = value
 
     @property
     def model(self):
@@ -350,30 +371,3 @@ class Run(FirstStage):
 
 def _taken(target: storage.Folder) -> InputError:
     return InputError(f"{target} exists; choose another --config.output.name or remove it")
-
-
-def _dtype(name: str):
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
-
-
-def _check_attention(name: str, dtype) -> None:
-    """Refuses a fused kernel of another platform, or of another precision, before any work."""
-    needs = {"cudnn": "gpu", "flash": "tpu"}.get(name)
-    here = jax.default_backend()
-    if needs and needs != here:
-        raise InputError(
-            f"config.model.attention={name} runs on a {needs.upper()}, this machine has a {here.upper()}: "
-            "set it to auto"
-        )
-    if name == "cudnn" and not device_has_cudnn():
-        raise InputError(
-            "config.model.attention=cudnn needs a GPU of compute capability 8.0 or above (Ampere), this one is a "
-            f"{jax.devices()[0].device_kind}: set it to auto"
-        )
-    if name == "cudnn" and dtype == jnp.float32:
-        raise InputError(
-            "config.model.attention=cudnn cannot compute in float32: set config.model.dtype=bfloat16, or "
-            "attention to auto"
-        )

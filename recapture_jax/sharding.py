@@ -101,6 +101,12 @@ class Placement:
         return (*over_clips, *over_frames, *single)
 
 
+def axis_of_trajectories(shape: Mapping[str, int], together: int) -> str | None:
+    """The axis of a mesh that trajectories tuned in one step are split over; None: each device has all of them."""
+    count = shape["data"]
+    return "data" if together and count > 1 and together % count == 0 else None
+
+
 def devices_used(
     shape: Mapping[str, int], clips: int, frames: int, taken: str | None = None
 ) -> int:

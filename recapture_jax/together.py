@@ -30,10 +30,12 @@ def tune_together(configs: Sequence, models: dict, most: int) -> None:
         most: trajectories in one step.
     """
     for _, same in itertools.groupby(configs, key=lambda c: (c.video.path, c.seed)):
+        same = list(same)
+        count = min(most, len(same))
         with compilation(configs[0]):
-            waiting = [pair for config in same if (pair := _prepare(config, models, most))]
-            for i in range(0, len(waiting), most):
-                if len(batch := waiting[i : i + most]) > 1:
+            waiting = [pair for config in same if (pair := _prepare(config, models, count))]
+            for i in range(0, len(waiting), count):
+                if len(batch := waiting[i : i + count]) > 1:
                     try:
                         with memory_errors(lambda: "tuning together"):
                             _tune(batch)

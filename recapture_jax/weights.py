@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from recapture_jax.checkpoints import restore_safetensors, restore_tree
 from recapture_jax.errors import InputError
 from recapture_jax.models import zoo
+from recapture_jax.models.attention import device_has_cudnn
 from recapture_jax.stages.video_model import VideoModel
 
 
@@ -65,3 +66,35 @@ def load_model(
         params = {name: restore_tree(path / name, shapes[name], True) for name in zoo.COMPONENTS}
     params = zoo.cast_params(params, dtype)
     return VideoModel(networks, params if on_host else jax.device_put(params), config)
+
+
+def dtype_of(name: str):
+    """Of weights and activations, from `config.model.dtype`."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def check_attention(name: str, dtype) -> None:
+    """Refuses a fused kernel of another platform, or of another precision, before any work.
+
+    Raises:
+      InputError: with what to set.
+    """
+    needs = {"cudnn": "gpu", "flash": "tpu"}.get(name)
+    here = jax.default_backend()
+    if needs and needs != here:
+        raise InputError(
+            f"config.model.attention={name} runs on a {needs.upper()}, this machine has a {here.upper()}: "
+            "set it to auto"
+        )
+    if name == "cudnn" and not device_has_cudnn():
+        raise InputError(
+            "config.model.attention=cudnn needs a GPU of compute capability 8.0 or above (Ampere), this one is a "
+            f"{jax.devices()[0].device_kind}: set it to auto"
+        )
+    if name == "cudnn" and dtype == jnp.float32:
+        raise InputError(
+            "config.model.attention=cudnn cannot compute in float32: set config.model.dtype=bfloat16, or "
+            "attention to auto"
+        )

@@ -53,18 +53,11 @@ BELOW = {
         *("diffusion", "processes", "storage"),
     },
     "cost": {"xla"},
-    "preflight": {
-        "cost",
-        "errors",
-        "progress",
-        "sharding",
-        "models",
-        "diffusion",
-        "lora",
-        "tuning",
-        "stages",
+    "estimate": {
+        *("cost", "errors", "sharding", "models", "diffusion", "lora", "tuning", "stages"),
     },
     "outputs": {"camera", "stages", "video"},
+    "preflight": {"cost", "errors", "estimate", "progress"},
     "pipeline": {
         "outputs",
         *("preflight", "processes", "storage"),

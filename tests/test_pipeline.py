@@ -1,5 +1,6 @@
 """The whole run on a random tiny model and a synthetic clip: outputs, cache, refusals, exit codes."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -248,6 +249,31 @@ def test_another_sampling_setting_reuses_all_but_the_result(home, first):
     result = pipeline.run(config)
     assert result.stages.pop("result") == "computed"
     assert set(result.stages.values()) == {"cached"}  # sampling settings do not touch the LoRAs
+
+
+def test_a_run_in_shorter_windows_is_another_run(home, monkeypatch, capsys):
+    """What a device with little memory made is found there again, and by no device with more."""
+    settled, root, plan = {}, "windows", pipeline.preflight.plan
+
+    def small(*args):
+        return dataclasses.replace(plan(*args), **settled)
+
+    monkeypatch.setattr(pipeline.preflight, "plan", small)
+    runs = {}
+    for name, windows in (("short", {"window": 2, "window_overlap": 1}), ("whole", {})):
+        settled.clear()
+        settled.update(windows)
+        result = pipeline.run(configure(home, root=root, **{"output.name": name}))
+        for stage in ("spatial", "temporal", "result"):
+            assert result.stages[stage] == "computed"
+        again = pipeline.run(configure(home, root=root, **{"output.name": name}))
+        assert again.stages == {"run": "cached"} and again.folder.samefile(result.folder)
+        runs[name] = json.loads((result.folder / "run.json").read_text())
+    assert runs["short"]["config"]["model"]["window"] == runs["short"]["memory"]["window"] == 2
+    assert runs["short"]["config"]["model"]["window_overlap"] == 1
+    assert runs["whole"]["config"]["model"]["window"] == 0
+    asked = configure(home, root=root, **{"model.window": 2, "model.window_overlap": 1})
+    assert pipeline.run(asked).stages == {"run": "cached"}  # the same run by another way
 
 
 BAD_RUNS = [

@@ -127,7 +127,7 @@ def test_windows_in_space_and_time_count(tiny_estimate):
     """A step sees a quarter of the frame; of a long clip one window."""
     tiny = CONFIG | {"num_frames": FRAMES}
     config = tiny_estimate.config.copy_and_resolve_references()
-    config.tune.window = 2
+    config.tune.window, config.tune.spatial_weight = 2, 0.0  # a spatial step sees whole frames
     parts = preflight.Estimate(tiny, config, jnp.float32, 10, SIZE)
     assert parts.tune("none").working < 0.35 * tiny_estimate.tune("none").working
 
@@ -143,6 +143,125 @@ def test_a_mesh_shares_draws_frames_and_weights(tiny_estimate):
     )
     assert many.tune("full").working == pytest.approx(one.working / 2, rel=0.2)
     assert many.tune("full").weights < one.weights
+
+
+def test_plain_attention_counts_with_all_its_logits(tiny_estimate):
+    """At full size half of a guided step's logits alone would fill a card; chunks of them are nothing."""
+    estimates = {}
+    for name in ("chunked", "xla"):
+        config = default_config("svd")
+        config.model.attention = name
+        estimates[name] = preflight.Estimate(svd(14), config, jnp.bfloat16, 14, (576, 1024))
+    logits = 28 * 5 * (72 * 128) ** 2 * 4
+    assert estimates["chunked"].sample().total < 16 * GIB
+    assert logits < estimates["xla"].sample().working < 2 * logits
+    assert logits / 2 < estimates["xla"].sample(apart=True).working < logits
+    config = tiny_estimate.config.copy_and_resolve_references()
+    config.model.attention = "xla"
+    tiny = CONFIG | {"num_frames": FRAMES}
+    plain = preflight.Estimate(tiny, config, jnp.float32, FRAMES, SIZE)
+    one = FRAMES * 2 * (32 * 48) ** 2 * 4  # of a level with two heads, and there are more of them
+    for remat in ("none", "full"):
+        more = plain.tune(remat).working - tiny_estimate.tune(remat).working
+        assert 1.3 * one < more < 4.5 * one
+
+
+def test_a_tuning_step_is_the_larger_of_both_or_their_sum(tiny_estimate):
+    tiny = CONFIG | {"num_frames": FRAMES}
+
+    def working(**tune):
+        config = tiny_estimate.config.copy_and_resolve_references()
+        config.tune.update(tune)
+        need = preflight.Estimate(tiny, config, jnp.float32, FRAMES, SIZE).tune("full")
+        return need.working
+
+    many = {"window": 4, "frames_per_step": FRAMES}
+    spatial = working(**many, temporal_weight=0.0)
+    temporal = working(**many, spatial_weight=0.0)
+    assert temporal < spatial / 4 < tiny_estimate.tune("full").working
+    assert working(**many) == spatial
+    assert working(**many, schedule="joint") == pytest.approx(spatial + temporal, abs=2)
+    assert working(temporal_weight=0.0, spatial_weight=0.0) == 0
+    assert working(window=1) == tiny_estimate.tune("full").working
+
+
+@pytest.mark.parametrize(
+    "mesh, together, draws, share",
+    [
+        ((8, 1, 1), 8, 1, 1.0),  # one trajectory on each device
+        ((4, 1, 2), 4, 4, 4.0),  # draws of several lie on one, so no frames are split
+        ((4, 1, 1), 3, 4, 3.0),  # draws are split, not the three trajectories
+        ((1, 1, 1), 2, 1, 2.0),
+    ],
+)
+def test_trajectories_are_split_as_the_tuner_splits_them(
+    tiny_estimate, monkeypatch, mesh, together, draws, share
+):
+    config = tiny_estimate.config.copy_and_resolve_references()
+    config.tune.draws, config.tune.spatial_weight = draws, 0.0
+    config.mesh.data, config.mesh.fsdp, config.mesh.frames = mesh
+    tiny = CONFIG | {"num_frames": FRAMES}
+    many = preflight.Estimate(tiny, config, jnp.float32, FRAMES, SIZE)
+    # What is kept is the same for all, and traced elsewhere.
+    monkeypatch.setattr(many, "_kept", lambda remat, kind: (0, draws * 2**20))
+    alone = preflight.Estimate(tiny, tiny_estimate.config, jnp.float32, FRAMES, SIZE)
+    monkeypatch.setattr(alone, "_kept", lambda remat, kind: (0, 2**20))
+    one = alone.tune("full").working
+    assert many.tune("full", together).working == pytest.approx(share * one, abs=2)
+
+
+def test_each_stage_is_told_with_what_the_device_has(capsys):
+    found = preflight.plan(CONFIG, default_config("svd"), jnp.float32, 3, (64, 64), limit=80 * GIB)
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "memory:" in x)
+    assert "of 80.0 GiB (encode " in line and "model.remat=none" in line
+    for need in found.needs:
+        assert f"{need.stage} {preflight._gib(need.total)}" in line
+
+
+def long_clip(**model):
+    """Frames that are dear at once: arguments of `plan` but for the limit."""
+    config = default_config("svd")
+    config.tune.spatial_weight = 0.0
+    config.model.update(model)
+    return CONFIG | {"num_frames": 14}, config, jnp.float32, 20, (64, 96)
+
+
+@pytest.fixture(scope="module")
+def tuning_bytes():
+    """Of windows of so many frames; 0: as trained."""
+    found = {}
+    for window in (0, 8, 6):
+        needs = preflight.plan(*long_clip(window=window), limit=80 * GIB).needs
+        found[window] = max(n.total for n in needs if n.stage in ("tune", "sample"))
+    return found
+
+
+def test_shorter_windows_are_taken_aloud_where_nothing_else_helps(tuning_bytes, capsys):
+    def limit(window):
+        return int(tuning_bytes[window] / 0.9) + 2
+
+    free = preflight.plan(*long_clip(), limit=limit(0))
+    assert (free.window, free.report()["window"]) == (0, 0)
+    assert "windows" not in capsys.readouterr().err
+    tight = preflight.plan(*long_clip(window_overlap=7), limit=limit(0) - 4)
+    assert (tight.window, tight.window_overlap) == (8, 0)  # 7 of 8 would be shared
+    assert "windows of 8 (model.window=8)" in capsys.readouterr().err
+    held = {n.stage: n.total for n in tight.needs}
+    assert max(held["tune"], held["sample"]) == tuning_bytes[8]
+    tight = preflight.plan(*long_clip(window_overlap=3), limit=limit(8) - 4)
+    assert (tight.window, tight.window_overlap) == (6, 3)
+    with pytest.raises(InputError, match="20 frames .*; nor do windows of 6 frames fit; try"):
+        preflight.plan(*long_clip(), limit=limit(6) - 4)
+
+
+def test_windows_stay_as_asked_for_or_while_something_free_is_ruled_out(tuning_bytes):
+    limit = int(tuning_bytes[0] / 0.9) - 2
+    with pytest.raises(InputError, match=r"try config\.model\.offload=auto"):
+        preflight.plan(*long_clip(offload="never"), limit=limit)
+    with pytest.raises(InputError, match=r"config\.model\.window=8"):
+        preflight.plan(*long_clip(window=14), limit=limit)
+    with pytest.raises(InputError, match=r"config\.model\.window=8"):
+        preflight.plan(*long_clip(), limit=limit, together=2)  # each by itself may still fit
 
 
 def test_operations_are_those_of_xla():

@@ -234,9 +234,7 @@ class Tuner:
           The LoRAs by kind, with that axis if there is one, and the loop's record.
         """
         tune = self.config.tune
-        over = None
-        if together and self.mesh.shape["data"] > 1 and together % self.mesh.shape["data"] == 0:
-            over = "data"
+        over = sharding.axis_of_trajectories(self.mesh.shape, together)
         if "anchor" in data:
             frames = data["anchor"].latents.shape[-4]
             used = sharding.devices_used(self.mesh.shape, tune.draws, frames, over)
