@@ -87,14 +87,14 @@ class Run(FirstStage):
         self.read()
         if (done := self._done()) is not None:
             return done
-        target = self._target()
-        if self.config.output.name and processes.agreed(target.exists()):
-            raise _taken(target)
         asked = self.run_key
         self.preflight()
         # In shorter windows it is another run, found under its own key alone: with more memory it is none.
         if self.run_key != asked and (done := self._done()) is not None:
             return done
+        target = self._target()
+        if self.config.output.name and processes.agreed(target.exists()):
+            raise _taken(target)
         depth = self.depth()
         anchor = self.anchor(depth)
         loras = self._tune(anchor)
