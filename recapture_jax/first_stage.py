@@ -164,11 +164,13 @@ class FirstStage:
         end = video.start + video.stride * (used - 1) + 1
         if not video.num_frames and total - end > _LEFT_OUT * total:
             rest, seconds = total - video.start, used / float(self.source.fps)
-            progress.say(
+            said = (
                 f"{used} of the clip's {total} frames are used, {seconds:.2f} seconds; for all of them, in windows: "
-                f"--config.video.num_frames={-(-rest // video.stride)}; spread over it: "
-                f"--config.video.stride={rest // used}"
+                f"--config.video.num_frames={-(-rest // video.stride)}"
             )
+            if (stride := rest // used) > video.stride:
+                said += f"; for as many, spread over it: --config.video.stride={stride}"
+            progress.say(said)
 
     def _model_size(self, file_size: tuple[int, int]) -> tuple[int, int]:
         video = self.config.video
