@@ -146,10 +146,7 @@ class StageCache:
         with storage.atomic_folder(entry, replace) as folder:
             yield folder
         if self._bucket is not None:
-            target = self._bucket / entry.name
-            if replace and storage.complete(target):
-                target.rmtree()
-            storage.upload(entry, target)
+            storage.upload(entry, self._bucket / entry.name, replace)
 
 
 def save_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -118,9 +118,7 @@ class Estimate:
         return own * together, together * (kept + alive) / used
 
     def _spatial(self, remat: str) -> tuple[int, float]:
-        clips = (
-            self._tuning.frames
-        )  # of one frame each, and whole: `tune.window` is the temporal step's
+        clips = self._tuning.frames  # of one frame each, whole: `tune.window` is the other step's
         own, kept = self._kept(remat, "spatial")
         return own, (kept + self._step_alive(clips, self.latent)) / self._devices(clips, frames=1)
 

@@ -156,11 +156,8 @@ class FirstStage:
 
     def _say_what_is_left_out(self) -> None:
         """A clip is as long as the model's unless the configuration says otherwise, which few people expect."""
-        video, used, total = (
-            self.config.video,
-            self.source.num_frames,
-            self.source.origin.num_frames,
-        )
+        video, used = self.config.video, self.source.num_frames
+        total = self.source.origin.num_frames
         end = video.start + video.stride * (used - 1) + 1
         if not video.num_frames and total - end > _LEFT_OUT * total:
             rest, seconds = total - video.start, used / float(self.source.fps)
@@ -196,11 +193,13 @@ class FirstStage:
                 if not file.exists():
                     raise InputError(f"config.{field}={file}: no such file or folder")
                 folder = source.depth_folder(self.config) if name == "depth" else None
-                # Of a converted network, what the converter recorded of its source, and how it is to be read.
-                record = file / "source.json"
-                network = (file / "config.json", record)
-                used = network if record.is_file() else colmap.files(file)
-                used = folder.files if folder else used
+                if folder:
+                    used = folder.files
+                elif (record := file / "source.json").is_file():
+                    # A converted network: what the converter recorded of its source, and how it is to be read.
+                    used = file / "config.json", record
+                else:
+                    used = colmap.files(file)
                 hashes[name] = [caching.file_hash(f) for f in used]
         return hashes
 

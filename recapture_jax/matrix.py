@@ -45,12 +45,13 @@ def combinations(config, videos: list[str], moves: list[str], seeds: list[int]) 
     if moves and config.camera.path:
         raise InputError("--move and config.camera.path exclude each other: give one of them")
     found, names = [], set()
-    sides = (videos or [config.video.path], seeds or [config.seed], moves or [config.camera.moves])
-    for video, seed, move in itertools.product(*sides):
+    videos, moves = videos or [config.video.path], moves or [config.camera.moves]
+    seeds = seeds or [config.seed]
+    for video, seed, move in itertools.product(videos, seeds, moves):
         one = config.copy_and_resolve_references()
         one.video.path, one.seed, one.camera.moves = video, seed, move
-        if len(sides[1]) > 1 and one.tune.spatial_seed < 0:
-            one.tune.spatial_seed = sides[1][0]
+        if len(seeds) > 1 and one.tune.spatial_seed < 0:
+            one.tune.spatial_seed = seeds[0]
         path = configuration.resolve_path(video)
         if not path.exists():
             raise InputError(f"--video={video}: no such file or folder")

@@ -78,10 +78,12 @@ def complete(path: Folder) -> bool:
     return (path / _DONE).exists() if in_bucket(path) else path.is_dir()
 
 
-def upload(source: pathlib.Path, target: Folder) -> None:
-    """Copies a folder into a bucket; nothing is done if it is there already."""
+def upload(source: pathlib.Path, target: Folder, replace: bool = False) -> None:
+    """Copies a folder into a bucket; nothing is done if it is there already, unless it is to be replaced."""
     if complete(target):
-        return
+        if not replace:
+            return
+        target.rmtree()
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         (target / str(file.relative_to(source))).write_bytes(file.read_bytes())
     (target / _DONE).write_text("")
@@ -134,9 +136,7 @@ def atomic_folder(
             yield pathlib.Path(temporary)
             if fresh and complete(target):
                 raise FileExistsError(str(target))
-            if replace and complete(target):
-                target.rmtree()
-            upload(pathlib.Path(temporary), target)
+            upload(pathlib.Path(temporary), target, replace)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}") for _ in range(2))

@@ -79,7 +79,7 @@ def report(workdir: pathlib.Path, model_folder: str, clips: int = 24, split: str
         for store, latents in ((real, z), (copies, still), (samples, sample)):
             store.append(_motion(np.asarray(latents[0])))
         for name, latents in (("samples", sample), ("reconstructions", z)):
-            filmed[name].append(np.asarray(model.decode(latents[0], len(clip))))
+            filmed[name].append(model.decode(latents[0], len(clip)))
         filmed["copies"].append(np.repeat(np.asarray(pixels[:1]), len(clip), axis=0))
         logging.info("clip %d of %d", i + 1, len(frames))
     copied = np.array(copied)
@@ -132,7 +132,7 @@ def _perceived(filmed: dict[str, list[np.ndarray]], real: np.ndarray) -> dict[st
 
 def _denoise(model, image_only: bool = False):
     def run(unet, x, sigma, cond):
-        return model.denoiser(unet, image_only)(x, sigma, cond)
+        return model.denoiser(unet, image_only=image_only)(x, sigma, cond)
 
     return run
 

@@ -64,19 +64,24 @@ class LayerNorm(nn.Module):
         return (out + bias.astype(jnp.float32).reshape(shape)).astype(x.dtype)
 
 
-def conv2d(features: int, kernel: int, name: str, dtype, stride: int = 1, padding=None) -> nn.Conv:
+def conv2d(
+    features: int,
+    kernel: int,
+    name: str | None,
+    dtype,
+    stride: int = 1,
+    padding=None,
+    precision: jax.lax.Precision | None = None,
+) -> nn.Conv:
     """A 2-D convolution with PyTorch's symmetric padding (k // 2), not XLA's 'SAME'."""
     pad = padding if padding is not None else ((kernel // 2, kernel // 2),) * 2
-    return nn.Conv(features, (kernel, kernel), (stride, stride), pad, dtype=dtype, name=name)
+    options = {"dtype": dtype, "precision": precision, "name": name}
+    return nn.Conv(features, (kernel, kernel), (stride, stride), pad, **options)
 
 
 def exact_conv2d(features: int, kernel: int, name: str | None = None) -> nn.Conv:
     """A float32 `conv2d` that really is one: TPUs multiply float32 in bfloat16 unless told not to, GPUs in TF32."""
-    pad = ((kernel // 2, kernel // 2),) * 2
-    exact = jax.lax.Precision.HIGHEST
-    return nn.Conv(
-        features, (kernel, kernel), padding=pad, dtype=jnp.float32, precision=exact, name=name
-    )
+    return conv2d(features, kernel, name, jnp.float32, precision=jax.lax.Precision.HIGHEST)
 
 
 def per_frame(layer, x: jax.Array) -> jax.Array:

@@ -57,7 +57,6 @@ def generate(
     """
     latents = _sample(model, anchor, loras, group, config, seed, mesh or sharding.one_device())
     frames = model.decode(latents, config.decode_chunk or len(anchor.frames))
-    frames = np.asarray(frames, np.float32)
     return keep_pixels(frames, anchor) if config.keep_pixels else frames
 
 

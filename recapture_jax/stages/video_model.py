@@ -70,15 +70,12 @@ class VideoModel:
 
         return run
 
-    def denoiser(
-        self,
-        unet_params: dict,
-        image_only: bool = False,
-        tables: dict | None = None,
-        place: Placement | None = None,
-    ):
-        """x0 prediction `(x, sigma, cond) -> x0`: all that sampling and losses know of the model."""
-        return edm.precondition(self.network(unet_params, image_only, tables, place))
+    def denoiser(self, unet_params: dict, **options):
+        """x0 prediction `(x, sigma, cond) -> x0`: all that sampling and losses know of the model.
+
+        options: of `network`.
+        """
+        return edm.precondition(self.network(unet_params, **options))
 
     def tables(self, unet_params: dict, cond: Conditioning, apart: bool = False) -> dict:
         """Constants of a sampling run (attn2 vectors, frame positions); pass them to `network`.
