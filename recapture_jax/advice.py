@@ -28,6 +28,8 @@ _SIDE = 96  # shorter side of the thinned clip, pixels
 _LOWER = tuple(k / 8 for k in range(1, 9))  # strengths tried, as shares of the move
 _HIGHER = (1.25, 1.5, 2.0, 3.0, 4.0)
 _BISECTIONS = 6
+_ENLARGED = 3.0  # times; more than that is not advised, though it uncovers nothing,
+_TURNED = 90.0  # nor looking at more than that many degrees from where the source looked: at backs
 _ROUNDS = 4  # searches, when the full size says more than the thinned one did
 
 
@@ -128,23 +130,35 @@ class HoleSearch:
 
     def quick(self, path: Trajectory) -> np.ndarray:
         """Hole shares `[T]` of the thinned clip, without the tearing filter, made for full size."""
-        cameras = dataclasses.replace(
-            path.cameras, intrinsics=self._thinned(path.cameras.intrinsics)
+        return self._holes(self.thin, self._thinned(self.intrinsics), self._over_thin(path), None)
+
+    def beyond(self, path: Trajectory) -> bool:
+        """Whether some frame is so enlarged, or looks so far from the source, that no holes are no recommendation."""
+        grown = anchor_stage.magnification(
+            self.thin, self._thinned(self.intrinsics), self._over_thin(path)
         )
-        path = dataclasses.replace(path, cameras=cameras)
-        return self._holes(self.thin, self._thinned(self.intrinsics), path, None)
+        ahead = np.asarray(path.cameras.world_from_camera)[:, 2, 2]
+        return bool(grown.max() > _ENLARGED or ahead.min() < math.cos(math.radians(_TURNED)))
+
+    def _over_thin(self, path: Trajectory) -> Trajectory:
+        cameras = path.cameras
+        cameras = dataclasses.replace(cameras, intrinsics=self._thinned(cameras.intrinsics))
+        return dataclasses.replace(path, cameras=cameras)
 
     def exact(self, path: Trajectory, frame: int) -> float:
         """Hole share of one frame at full size, as the run has it."""
         part = slice(frame, frame + 1)
-        path = dataclasses.replace(path, cameras=jax.tree.map(lambda x: x[part], path.cameras))
+        path = path.at(part)
         intrinsics = self.intrinsics if self.intrinsics.ndim == 2 else self.intrinsics[part]
         tearing = anchor_stage.tearing_threshold(self.config, self.depth.shape[1:])
         surfaces = None if self.surfaces is None else jnp.asarray(self.surfaces[part])
-        return float(self._holes(self.depth[part], intrinsics, path, tearing, surfaces)[0])
+        grown = anchor_stage.magnification(self.depth[part], intrinsics, path)[0]
+        detail = anchor_stage.DETAIL if grown > anchor_stage.ENLARGED else 1
+        return float(self._holes(self.depth[part], intrinsics, path, tearing, surfaces, detail)[0])
 
-    def _holes(self, depth, intrinsics, path, tearing, surfaces=None) -> np.ndarray:
-        blank = jnp.zeros((*depth.shape, 1))
+    def _holes(self, depth, intrinsics, path, tearing, surfaces=None, detail=1) -> np.ndarray:
+        frames, height, width = depth.shape
+        blank = jnp.zeros((frames, detail * height, detail * width, 1))
         settings = {"taps": self.config.taps, "tau": self.config.tau, "tearing_threshold": tearing}
         settings["surfaces"] = surfaces
         _, known = render_anchor(blank, jnp.asarray(depth), intrinsics, path, **settings)
@@ -199,12 +213,14 @@ def advise(
     if not any(move.direction for move in moves):
         return as_it_is(sentence, holes, limit)
     worst, says = _said(sentence, np.asarray(holes))
+    if worst <= limit and search.beyond(plan(sentence)):
+        return as_it_is(sentence, holes, limit)
     share, kept = _strength(moves, plan, search, worst, limit)
     advised = _words(scaled(moves, share))
     within = f"within {_percent(limit)}"
     if worst <= limit and share >= _HIGHER[-1]:
         return Advice(f"{says}; even {_HIGHER[-1]:g} times the move stays {within}")
-    if worst <= limit and (kept is None or share <= 1.0):
+    if worst <= limit and (kept is None or share <= 1.0 or advised == _words(moves)):
         return Advice(f"{says}, and hardly more movement stays {within}")
     if worst <= limit:
         return Advice(f"{says}; up to {advised} stays {within}", advised, kept)
@@ -223,13 +239,17 @@ def _strength(moves, plan, search, worst: float, limit: float) -> tuple[float, f
     def thinned(share: float) -> np.ndarray:
         return search.quick(plan(_words(scaled(moves, share))))
 
+    def exceeds(share: float) -> bool:
+        higher = share > 1 and search.beyond(plan(_words(scaled(moves, share))))
+        return higher or bias * thinned(share).max() > limit
+
     def ratio(exact: float, quick: float) -> float:
         return exact / quick if quick > 0 else 1.0
 
     bias = ratio(worst, float(thinned(1.0).max()))
     tried = _HIGHER if worst <= limit else _LOWER
     for _ in range(_ROUNDS):
-        share = _crossing(lambda s, factor=bias: factor * thinned(s).max() > limit, tried)
+        share = _crossing(exceeds, tried)
         quick = thinned(share)
         frame = int(np.argmax(quick))
         kept = search.exact(plan(_words(scaled(moves, share))), frame)

@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT = 5  # raise when a stage computes something else from the same inputs
+FORMAT = 6  # raise when a stage computes something else from the same inputs
 _WORK = "work"
 
 

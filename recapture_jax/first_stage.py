@@ -29,6 +29,7 @@ from recapture_jax.video.read import read_clip
 _LONGEST_NAME = 120  # of a move in the name of a folder; file systems take 255 bytes in all
 # A clip for a model of much smaller frames is read with so many pixels, for depth and lens.
 _SOURCE_PIXELS = 2**18
+_FINER_PIXELS = 2**28  # 3 GiB: the most to read of a clip for frames that the path enlarges
 _KEPT = 0.99  # share of the picture below which a crop is told
 _LEFT_OUT = 0.1  # share of the clip above which frames that are not used are told
 
@@ -270,10 +271,24 @@ class FirstStage:
             stored = caching.load_arrays(self.cache.entry("anchor", self.anchor_key) / "anchor.npz")
             return Anchor(*(stored[n] for n in names), path)
         with self.stage("anchor"):
-            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path)
+            anchor = anchor_stage.render(self.config.anchor, self.clip, depth, path, self._finer)
             with self.cache.writing("anchor", self.anchor_key) as folder:
                 caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
         return anchor
+
+    def _finer(self, frames: np.ndarray) -> np.ndarray | None:
+        """These frames of the clip with more pixels, from its file; None if all of them were too large."""
+        detail, file_size = anchor_stage.DETAIL, self.source.origin.size
+        size = tuple(detail * side for side in self.clip.size)
+        if self.source.num_frames * math.prod(size) > _FINER_PIXELS:
+            return None
+        video, count = self.config.video, self.source.num_frames
+        wanted = resize.covering(file_size, size)
+        path = configuration.resolve_path(video.path)
+        clip = read_clip(
+            path, count, video.start, video.stride, size=wanted, with_audio=False, at_most=True
+        )
+        return resize.resize_to_cover_and_crop(clip.frames[self.shown[frames]], size)[0]
 
     def parts(self, *names: str) -> dict[str, Any]:
         """Groups of the configuration as JSON-able data, for cache keys."""

@@ -125,6 +125,7 @@ def _report(first: FirstStage, depth: DepthMap, anchor: Anchor, limit: float) ->
     parallax, torn = advising.parallax_and_tears(
         depth.depth, intrinsics, path, tearing, depth.surfaces
     )
+    magnified = anchor_stage.magnification(depth.depth, intrinsics, path)
     search = advising.HoleSearch(config.anchor, depth.depth, intrinsics, depth.surfaces)
 
     def plan(sentence: str):
@@ -151,6 +152,7 @@ def _report(first: FirstStage, depth: DepthMap, anchor: Anchor, limit: float) ->
         "hole_share": holes,
         "untrusted_share": [round(float(1 - m.mean()), 4) for m in anchor.mask],
         "longest_hole": advising.longest_holes(anchor.raw_mask),
+        "magnification": [round(float(m), 3) for m in magnified],
         "parallax": [round(p, 2) for p in parallax],
         "tear_risk": [round(t, 4) for t in torn],
         "limit": limit,
@@ -169,6 +171,7 @@ def _words(report: dict) -> str:
     hole, at = worst("longest_hole")
     parallax, parallax_at = worst("parallax")
     torn, torn_at = worst("tear_risk")
+    grown, grown_at = worst("magnification")
     shares = " ".join(f"{100 * share:.0f}" for share in report["hole_share"])
     return "\n".join(
         [
@@ -180,6 +183,7 @@ def _words(report: dict) -> str:
             *_sky_words(report["depth"]["sky"]),
             f"unknown in each frame: {shares} %",
             f"largest hole: {hole} pixels across (frame {at})",
+            f"enlarged: what is in view by up to {grown:.2f} times, on average (frame {grown_at})",
             f"parallax: near and far things part by up to {parallax:.1f} pixels (frame {parallax_at})",
             f"tear risk: up to {100 * torn:.1f} % of the points lie on torn depth, no colour is taken "
             f"(frame {torn_at})",

@@ -103,6 +103,7 @@ def test_report(seen):
         assert all(np.isfinite(report[name]))
     assert 0 < report["hole_share"][1] < report["hole_share"][2] < 0.5
     assert report["worst_frame"] == 2
+    assert report["magnification"] == pytest.approx([1, 1, 1], abs=0.1)
     assert report["time"] == ["frames 0 to 2: source frames 0 to 2"]
     assert all(u >= h for u, h in zip(report["untrusted_share"], report["hole_share"], strict=True))
     assert 0 < report["tear_risk"][2] < 0.2
@@ -160,15 +161,16 @@ def holes_of(home, moves):
     return max(previewing.preview(configure(home, moves)).report["hole_share"])
 
 
-def test_advice_keeps_the_limit_and_is_not_timid(home):
+@pytest.mark.parametrize("also", ["", "; zoom in 1.5"])
+def test_advice_keeps_the_limit_and_is_not_timid(home, also):
     """What it says holds in a preview of its own, and a fifth more would not."""
-    result = previewing.preview(configure(home, "orbit right 60"), limit=0.2)
+    result = previewing.preview(configure(home, f"orbit right 60{also}"), limit=0.2)
     advice = result.report["advice"]
     assert "under 20 %" in advice["text"] and advice["moves"].startswith("orbit right ")
     assert holes_of(home, advice["moves"]) == pytest.approx(advice["hole_share"], abs=1e-4)
     assert advice["hole_share"] <= 0.2
     degrees = parse_moves(advice["moves"])[0].amount
-    assert holes_of(home, f"orbit right {1.2 * degrees}") > 0.2
+    assert holes_of(home, f"orbit right {1.2 * degrees}{also}") > 0.2
 
 
 def test_advice_upwards_and_in_words():
@@ -182,6 +184,9 @@ def test_advice_upwards_and_in_words():
 
         def exact(self, path, frame):
             return float(self.quick(path)[frame])
+
+        def beyond(self, path):
+            return False
 
     def advise(words, limit=0.3):
         def plan(text):
@@ -204,6 +209,28 @@ def test_advice_upwards_and_in_words():
     assert "even 4 times" in advise("zoom in 1.5").text and not advise("zoom in 1.5").moves
     assert "within 30 %" in advise("static").text
     assert advise("pan right 12", limit=1e-4).moves == ""
+
+
+def test_what_uncovers_nothing_is_still_not_advised_without_end():
+    """Of a wall: it is enlarged three times at most, and seen from in front."""
+    k = intrinsics_from_fov(50, 96, 96)
+    search = advising.HoleSearch(default_config().anchor, np.full((2, 96, 96), 1.0, np.float32), k)
+
+    def plan(text):
+        return build_trajectory(text, 2, k, 1.0)
+
+    def advise(words, limit=0.3):
+        holes = search.quick(plan(words))
+        return advising.advise(words, plan, search, holes, limit)
+
+    assert parse_moves(advise("zoom in 2").moves)[0].amount == pytest.approx(3, abs=0.05)
+    nearer = parse_moves(advise("dolly in 0.3").moves)[0].amount
+    assert nearer == pytest.approx(2 / 3, abs=0.02)
+    already = advise("zoom in 4")
+    assert already.moves == "" and "within 30 %" in already.text and "times" not in already.text
+    turned = parse_moves(advise("orbit right 50", limit=0.99).moves)[0].amount
+    assert 80 < turned <= 90
+    assert "hardly more" in advise("zoom in 3").text
 
 
 def test_scaled_moves_are_rounded_towards_none():

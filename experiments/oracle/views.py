@@ -39,7 +39,7 @@ class Source:
         """One camera, where the moves of the sentence end."""
         pivot = pivot_depth_from_depth(self.depth)
         path = build_trajectory(sentence, 2, self.intrinsics, pivot)
-        return dataclasses.replace(path, cameras=jax.tree.map(lambda x: x[1:], path.cameras))
+        return path.at(slice(1, None))
 
     def truth(self, path: Trajectory) -> np.ndarray:
         """`[H, W, 3]`: what that camera sees of the scene."""

@@ -46,6 +46,11 @@ class Trajectory:
         """Number of frames T."""
         return self.cameras.world_from_camera.shape[0]
 
+    def at(self, frames: slice | np.ndarray) -> "Trajectory":
+        """The trajectory of these frames alone."""
+        cameras = jax.tree.map(lambda x: x[frames], self.cameras)
+        return dataclasses.replace(self, cameras=cameras)
+
 
 def on_top_of_source(trajectory: Trajectory, source_poses: jax.Array | None = None) -> jax.Array:
     """`source_from_target` `[T, 4, 4]` when the move adds to the source's own motion.

@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from recapture_jax.camera import pose
+from recapture_jax.camera.pinhole import resize_intrinsics
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import windows
@@ -182,9 +183,10 @@ def render_anchor(
     """The clip seen along a trajectory: frame t of the source splatted into camera t.
 
     Args:
-        frames: `[T, H, W, 3]` in [0, 1].
+        frames: `[T, k H, k W, 3]` in [0, 1]; with a whole k above 1, pictures of more pixels than the
+            depth has, for cameras that come nearer: every one of them is drawn.
         depth: `[T, H, W]` plane depth, in the units of the trajectory's translations.
-        source_intrinsics: `[3, 3]` or `[T, 3, 3]`, pixels.
+        source_intrinsics: `[3, 3]` or `[T, 3, 3]`, pixels of the depth.
         trajectory: T cameras relative to the source camera of the same frame.
         valid: `[T, H, W]` bool, pixels that may be drawn, or None for all.
         surfaces: `[T, H, W]` bool, pixels that are not sky, or None for all: an outline against the
@@ -194,14 +196,14 @@ def render_anchor(
         tau: see `splat`.
         tearing_threshold: take no colour from points on depth steps that the target would see torn
             apart (`masks.torn_in_view`), though they still hide what is behind; None: from all.
-        height: of the target, the source's by default; likewise width.
+        height: of the target, the depth's by default; likewise width.
 
     Returns:
         frames `[T, H, W, 3]`, 0 in holes, and the raw mask `[T, H, W]` bool.
 
     Raises:
         InputError: when frames, depth and trajectory do not have the same number of frames, or
-            frames and depth not the same size.
+            the size of frames is no whole multiple of that of the depth.
     """
     num_frames = trajectory.num_frames
     if frames.ndim != 4 or frames.shape[0] != num_frames:
@@ -209,8 +211,10 @@ def render_anchor(
             f"frames have shape {frames.shape}: expected [T, H, W, 3] with T = {num_frames}, the "
             "length of the trajectory"
         )
+    detail = max(1, frames.shape[1] // depth.shape[1]) if depth.ndim == 3 else 1
+    expected = num_frames, *(side / detail for side in frames.shape[1:3])
     for name, value in (("depth", depth), ("valid", valid), ("surfaces", surfaces)):
-        if value is not None and value.shape != frames.shape[:3]:
+        if value is not None and value.shape != expected:
             raise InputError(
                 f"{name} has shape {value.shape}: expected {frames.shape[:3]}, one value per pixel "
                 "of the frames; resize it (depth by nearest neighbour)"
@@ -245,6 +249,13 @@ def _render_view(view, tau, tearing_threshold, *, taps, height, width):
         safe_depth = jnp.where(keep, depth, 1.0)
         solid = keep if surfaces is None else keep & surfaces
         torn = torn_in_view(safe_depth, *cameras, tearing_threshold, valid=solid)
+    size = depth.shape
+    detail = colors.shape[0] // size[0]
+    if detail > 1:
+        depth = upsampled(depth, keep, detail)
+        keep, torn = (x if x is None else _repeated(x, detail) for x in (keep, torn))
+        finer = resize_intrinsics(source_intrinsics, size, depth.shape)
+        cameras = (finer, *cameras[1:])
     result = splat(
         colors,
         depth,
@@ -255,7 +266,43 @@ def _render_view(view, tau, tearing_threshold, *, taps, height, width):
         tau=tau,
         adapt=True,
         with_depth=False,
-        height=height,
-        width=width,
+        height=height or size[0],
+        width=width or size[1],
     )
     return result.colors, result.mask
+
+
+def upsampled(depth: jax.Array, valid: jax.Array, factor: int) -> jax.Array:
+    """Depth with `factor` times the pixels a side: planes stay planes, edges stay edges.
+
+    Between the four pixels around it 1 / z is interpolated linearly, which is exact for planes, unless one
+    of them is not valid or a step of over `MAX_STEP` is among them: there the nearest pixel's is taken.
+
+    Args:
+        depth: `[H, W]`.
+        valid: `[H, W]` bool, finite and positive depths.
+        factor: a whole number.
+
+    Returns:
+        `[factor H, factor W]`.
+    """
+    inverse = jnp.where(valid, 1.0 / jnp.where(valid, depth, 1.0), 0.0)
+    corners = [(inverse, 1.0)]
+    for axis, length in enumerate(depth.shape):
+        position = (jnp.arange(length * factor, dtype=depth.dtype) + 0.5) / factor - 0.5
+        low = jnp.floor(position)
+        share = jnp.expand_dims(position - low, 1 - axis)
+        ends = [jnp.clip(low + i, 0, length - 1).astype(jnp.int32) for i in (0, 1)]
+        corners = [
+            (jnp.take(values, end, axis), weight * near)
+            for values, weight in corners
+            for end, near in zip(ends, (1 - share, share), strict=True)
+        ]
+    values = jnp.stack([values for values, _ in corners])
+    smooth = values.max(0) < values.min(0) * (1 + MAX_STEP)  # never where one is not valid
+    mean = sum(values * weight for values, weight in corners)
+    return jnp.where(smooth, 1.0 / jnp.where(smooth, mean, 1.0), _repeated(depth, factor))
+
+
+def _repeated(x: jax.Array, factor: int) -> jax.Array:
+    return jnp.repeat(jnp.repeat(x, factor, 0), factor, 1)

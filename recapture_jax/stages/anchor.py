@@ -5,12 +5,13 @@ Multiview models for orbits plug in here later: they give other frames, the mask
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recapture_jax.camera import moves, trajectory
+from recapture_jax.camera import moves, pose, trajectory
 from recapture_jax.camera import path as camera_path
 from recapture_jax.camera.formats import read_as
 from recapture_jax.camera.timing import source_frames
@@ -18,12 +19,18 @@ from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import masks
+from recapture_jax.geometry.projection import MIN_DEPTH, in_own_unit, reproject
 from recapture_jax.geometry.splat import render_anchor
+from recapture_jax.video import resize
 from recapture_jax.video.clip import Clip
 
 # `anchor.tearing` is meant for frames of this short side: on smaller ones the same surface spans
 # fewer pixels, so its depth changes by more over the filter's window.
 TEARING_SIDE = 576
+
+# Frames that a path enlarges by more are splatted from pictures of more pixels, `DETAIL` times as many
+# a side: the points of small ones show as squares.
+ENLARGED, DETAIL = 1.2, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,13 @@ def plan_trajectory(
     return trajectory.with_poses(film, poses)
 
 
-def render(config, clip: Clip, depth: DepthMap, path: Trajectory) -> Anchor:
+def render(
+    config,
+    clip: Clip,
+    depth: DepthMap,
+    path: Trajectory,
+    finer: Callable[[np.ndarray], np.ndarray | None] | None = None,
+) -> Anchor:
     """Splats every frame into its new camera.
 
     Args:
@@ -102,20 +115,36 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory) -> Anchor:
       clip: source, with its lens.
       depth: of every frame, at the size of the clip.
       path: cameras relative to the source camera of each frame.
+      finer: gives the frames of these indices `[N]` at a whole multiple of the clip's size, `[N, k H, k W, 3]`,
+        or None for no more than it has; asked for those that the path enlarges (`ENLARGED`). Without it
+        they are resampled to `DETAIL` times the size.
 
     Raises:
       InputError: if nothing of the source is in view in some frame.
     """
-    frames, raw_mask = render_anchor(
-        jnp.asarray(clip.frames),
-        jnp.asarray(depth.depth),
-        jnp.asarray(clip.intrinsics),
-        path,
-        surfaces=jnp.asarray(depth.surfaces),
-        taps=config.taps,
-        tau=config.tau,
-        tearing_threshold=tearing_threshold(config, clip.size),
-    )
+    lens = jnp.asarray(clip.intrinsics)
+    settings = {
+        "taps": config.taps,
+        "tau": config.tau,
+        "tearing_threshold": tearing_threshold(config, clip.size),
+    }
+
+    def splat(pictures, picked):
+        return render_anchor(
+            jnp.asarray(pictures),
+            jnp.asarray(depth.depth[picked]),
+            lens if lens.ndim == 2 else lens[picked],
+            path.at(picked),
+            surfaces=jnp.asarray(depth.surfaces[picked]),
+            **settings,
+        )
+
+    frames, raw_mask = splat(clip.frames, slice(None))
+    enlarged = np.flatnonzero(magnification(depth.depth, lens, path) > ENLARGED)
+    finer = finer or functools.partial(_resampled, clip)
+    if enlarged.size and (pictures := finer(enlarged)) is not None:
+        detailed, known = splat(pictures, enlarged)
+        frames, raw_mask = frames.at[enlarged].set(detailed), raw_mask.at[enlarged].set(known)
     # Traced while the splat runs, for nothing here waits for it yet.
     finished, mask = _finish(frames, raw_mask, config.close // 2, config.erode)
     raw_mask = np.asarray(raw_mask)
@@ -131,6 +160,43 @@ def render(config, clip: Clip, depth: DepthMap, path: Trajectory) -> Anchor:
 def tearing_threshold(config, size: tuple[int, int]) -> float | None:
     """`config.anchor.tearing` for frames of (height, width) pixels; None for no filter."""
     return config.tearing * max(1.0, TEARING_SIDE / min(size)) or None
+
+
+def _resampled(clip: Clip, frames: np.ndarray) -> np.ndarray:
+    return resize.resample(clip.frames[frames], tuple(DETAIL * side for side in clip.size))
+
+
+def magnification(depth: np.ndarray, intrinsics: jax.Array, path: Trajectory) -> np.ndarray:
+    """By how much a path enlarges what it shows of each frame: `[T]` float32, the mean over the points in view.
+
+    Args:
+      depth: `[T, H, W]`.
+      intrinsics: `[3, 3]` or `[T, 3, 3]` of the source, pixels.
+      path: T cameras.
+    """
+    intrinsics = jnp.broadcast_to(jnp.asarray(intrinsics), (len(depth), 3, 3))
+    return np.asarray(
+        _magnification(jnp.asarray(depth), intrinsics, path.cameras, path.pivot_depth)
+    )
+
+
+@jax.jit
+def _magnification(depth, intrinsics, cameras, pivot_depth):
+    depth, cameras = in_own_unit(depth, cameras, pivot_depth)
+
+    def one(view):
+        depth, source, camera = view
+        valid = jnp.isfinite(depth) & (depth > 0)
+        target_from_source = pose.inverse(camera.world_from_camera)
+        depth = jnp.where(valid, depth, 1.0)
+        seen, z = reproject(depth, source, camera.intrinsics, target_from_source)
+        size = jnp.array(depth.shape[::-1]).reshape(1, 1, 2)
+        visible = valid & ((seen >= 0) & (seen < size)).all(-1) & (z > MIN_DEPTH)
+        nearer = jnp.where(visible, depth / jnp.where(visible, z, 1.0), 0.0)
+        longer = camera.intrinsics[0, 0] / source[0, 0]
+        return longer * nearer.sum() / jnp.maximum(visible.sum(), 1)
+
+    return jax.lax.map(one, (depth, intrinsics, cameras))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
