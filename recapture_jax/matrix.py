@@ -6,8 +6,9 @@
 Every combination is a run of its own in outputs/<clip>-<move>-seed<n>/. What combinations share is done once: the
 model is loaded and compiled once, depth is found once per clip, the spatial LoRA fitted once per clip (with
 `tune.spatial_seed`, by itself the first of the seeds), the anchor made once per clip and move. With --together=N the
-temporal LoRAs of up to N moves are tuned in one step. A run that fails does not stop the others; the same command again
-makes only what is missing. outputs/matrix.json has a line for each: its folder or what was wrong, and seconds.
+temporal LoRAs of up to N moves and seeds of a clip are tuned in one step. A run that fails does not stop the others;
+the same command again makes only what is missing. outputs/matrix.json has a line for each: its folder or what was
+wrong, and seconds.
 """
 
 import dataclasses
@@ -123,5 +124,7 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("video", [], "Clip; may be repeated.")
     flags.DEFINE_multi_string("move", [], "Camera move; may be repeated.")
     flags.DEFINE_multi_integer("seed", [], "Seed; may be repeated.", lower_bound=0)
-    flags.DEFINE_integer("together", 1, "Moves of a clip tuned in one step.", lower_bound=1)
+    flags.DEFINE_integer(
+        "together", 1, "Moves and seeds of a clip tuned in one step.", lower_bound=1
+    )
     cli()

@@ -1,4 +1,4 @@
-"""Several camera moves over one clip, tuned in one step: the temporal LoRAs as deltas with a leading axis.
+"""Several camera moves and seeds over one clip, tuned in one step: temporal LoRAs as deltas with a leading axis.
 
 The base weights are read once for all of them, and the spatial LoRA is fitted once. Each temporal LoRA is what its own
 run would have made, up to rounding; it goes into that run's place in the cache, where `pipeline.run` finds it.
@@ -15,6 +15,7 @@ from recapture_jax import progress
 from recapture_jax.errors import InputError
 from recapture_jax.first_stage import compilation
 from recapture_jax.pipeline import Run, memory_errors
+from recapture_jax.stages import tune as tune_stage
 from recapture_jax.tuning.step import AnchorData
 
 
@@ -24,12 +25,11 @@ def tune_together(configs: Sequence, models: dict, most: int) -> None:
     What cannot, or fails, is said and left to its own run.
 
     Args:
-        configs: of the runs, those over one clip and with one seed next to each other; they differ in their
-            moves alone.
+        configs: of the runs, those over one clip next to each other; they differ in their moves and seeds alone.
         models: where loaded models are kept, as `pipeline.run` has it.
         most: trajectories in one step.
     """
-    for _, same in itertools.groupby(configs, key=lambda c: (c.video.path, c.seed)):
+    for _, same in itertools.groupby(configs, key=lambda c: (c.video.path, _spatial_seed(c))):
         same = list(same)
         count = min(most, len(same))
         with compilation(configs[0]):
@@ -40,7 +40,11 @@ def tune_together(configs: Sequence, models: dict, most: int) -> None:
                         with memory_errors(lambda: "tuning together"):
                             _tune(batch)
                     except InputError as error:
-                        progress.say(f"{len(batch)} moves are not tuned together: {error}")
+                        progress.say(f"{len(batch)} runs are not tuned together: {error}")
+
+
+def _spatial_seed(config) -> int:
+    return tune_stage.seed_of(("spatial",), config)
 
 
 def _prepare(config, models: dict, together: int) -> tuple[Run, AnchorData] | None:
@@ -57,7 +61,9 @@ def _prepare(config, models: dict, together: int) -> tuple[Run, AnchorData] | No
             return None
         return this, this.anchor_data(anchor)
     except InputError as error:
-        progress.say(f"{config.camera.moves}: not tuned with the others ({error})")
+        progress.say(
+            f"{config.camera.moves}, seed {config.seed}: not tuned with the others ({error})"
+        )
         return None
 
 
@@ -69,10 +75,10 @@ def _tune(batch: Sequence[tuple[Run, AnchorData]]) -> None:
         loras = {"spatial": spatial} if spatial else first.fit_loras(("spatial",), {})
     data = jax.tree.map(lambda *x: jnp.stack(x), *(data for _, data in batch))
     keys = [run.lora_keys["temporal"] for run, _ in batch]
-    count = len(batch)
+    count, seeds = len(batch), [run.config.seed for run, _ in batch]
     label, key = f"temporal x{count}", caching.key("together", keys=keys)
     with first.cache.exclusive(label, key), first.tuning(label, key) as fit:
-        fitted, metrics = fit(("temporal",), {"anchor": data}, loras, together=count)
+        fitted, metrics = fit(("temporal",), {"anchor": data}, loras, seeds=seeds)
         for i, (run, _) in enumerate(batch):
             lora = jax.tree.map(lambda x, i=i: x[i], fitted["temporal"])
             run.keep_lora("temporal", run.lora_keys["temporal"], lora, metrics)

@@ -228,18 +228,20 @@ def run(
     frozen=None,
     place=None,
     mesh=None,
-    together=0,
+    seed=0,
+    seeds=(),
     over=None,
     **options,
 ):
-    """together: the first axis of data['anchor'] is one of trajectories."""
+    """seeds: of trajectories, which are the first axis of data['anchor']."""
     settings = settings or Settings(learning_rate=5e-3)
     lora = {k: lora_tree.init(jax.random.key(3), params["unet"], k, 2) for k in trained}
     network = functools.partial(model.network, place=place)
     step = make_step(network, settings, trained, *([place] if place else []))
-    state = init_state(lora, settings)
-    if together:
-        step, state = batched(step, over), stack_states(state, together)
+    state = init_state(lora, settings, seed)
+    if seeds:
+        step = batched(step, over)
+        state = stack_states([init_state(lora, settings, seed) for seed in seeds])
     return loop.fit(
         step,
         state,
@@ -253,16 +255,19 @@ def run(
     )
 
 
-def test_trajectories_tuned_in_one_step_are_what_each_is_alone(tiny_model, tiny_params, data):
+@pytest.mark.parametrize("seeds", [(0, 0), (3, 5)])
+def test_trajectories_tuned_in_one_step_are_what_each_is_alone(
+    tiny_model, tiny_params, data, seeds
+):
     anchor = data["anchor"]
     other = dataclasses.replace(anchor, latents=anchor.latents[:, ::-1], mask=anchor.mask[:, ::-1])
     pair = {"anchor": jax.tree.map(lambda *x: jnp.stack(x), anchor, other)}
     # Small steps: AdamW's are of one size, whatever the gradient, and rounding would decide their sign.
     options = {"trained": ("temporal",), "settings": Settings(learning_rate=1e-4)}
-    both, record = run(tiny_model, tiny_params, pair, 3, together=2, **options)
+    both, record = run(tiny_model, tiny_params, pair, 3, seeds=seeds, **options)
     losses = []
     for i, one in enumerate((anchor, other)):
-        alone, own = run(tiny_model, tiny_params, {"anchor": one}, 3, **options)
+        alone, own = run(tiny_model, tiny_params, {"anchor": one}, 3, seed=seeds[i], **options)
         losses.append(own["last"]["loss_temporal"])
         for a, b in zip(jax.tree.leaves(both["lora"]), jax.tree.leaves(alone["lora"]), strict=True):
             np.testing.assert_allclose(a[i], b, atol=2e-5)

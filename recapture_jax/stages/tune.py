@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -216,7 +216,7 @@ class Tuner:
         folder: pathlib.Path | None,
         mirror: storage.Folder | None = None,
         metrics: progress.Metrics | None,
-        together: int = 0,
+        seeds: Sequence[int] = (),
     ) -> tuple[dict[str, lora_tree.Lora], dict]:
         """Fits the LoRAs named in `trained`, resuming from checkpoints in `folder`, or in its `mirror`.
 
@@ -228,23 +228,25 @@ class Tuner:
           folder: of the checkpoints.
           mirror: see `TrainCheckpoints`.
           metrics: records of the losses.
-          together: trajectories that are tuned in one step; `data` has them as a leading axis.
+          seeds: of trajectories that are tuned in one step; `data` has them as a leading axis. Without any there
+            is one, with the seed of the configuration.
 
         Returns:
           The LoRAs by kind, with that axis if there is one, and the loop's record.
         """
         tune = self.config.tune
-        over = sharding.axis_of_trajectories(self.mesh.shape, together)
+        over = sharding.axis_of_trajectories(self.mesh.shape, len(seeds))
         if "anchor" in data:
             frames = data["anchor"].latents.shape[-4]
             used = sharding.devices_used(self.mesh.shape, tune.draws, frames, over)
             _say_what_is_idle(self.mesh, used, frames)
         numbers = settings(tune, self.model.networks.unet.config.stride)
-        seed = seed_of(trained, self.config)
-        state = init_state({kind: self.init(kind, seed) for kind in trained}, numbers, seed)
-        if together:
-            state = stack_states(state, together)
-        step = _step(self.model.networks, numbers, trained, self.mesh, over, bool(together))
+        states = [
+            init_state({kind: self.init(kind, seed) for kind in trained}, numbers, seed)
+            for seed in seeds or (seed_of(trained, self.config),)
+        ]
+        state = stack_states(states) if seeds else states[0]
+        step = _step(self.model.networks, numbers, trained, self.mesh, over, bool(seeds))
         with contextlib.ExitStack() as stack:
             checkpoints = None
             if folder is not None:

@@ -10,7 +10,7 @@ reused for every camera path.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -264,8 +264,8 @@ def make_step(
 def batched(step, over: str | None = None):
     """`step` for R trajectories of one clip at once, each tuned as it would be alone, noise included.
 
-    `state["lora"]`, `state["opt_state"]` and all of `data` have a leading axis R; the base, `frozen`, the seed and
-    the count of steps are those of all. The base weights are read once for all of them.
+    `state["lora"]`, `state["opt_state"]`, `state["seed"]` and all of `data` have a leading axis R (`stack_states`);
+    the base, `frozen` and the count of steps are those of all. The base weights are read once for all of them.
 
     Args:
       step: from `make_step`.
@@ -274,7 +274,7 @@ def batched(step, over: str | None = None):
     Returns:
       A step as `make_step` has it, its metrics the means over the trajectories.
     """
-    axes = {"lora": 0, "opt_state": 0, "step": None, "seed": None}
+    axes = {"lora": 0, "opt_state": 0, "step": None, "seed": 0}
     several = jax.vmap(step, in_axes=(axes, None, None, 0), out_axes=(axes, 0), spmd_axis_name=over)
 
     def run(state: dict, frozen: Mapping, base: Any, data: Mapping):
@@ -284,7 +284,7 @@ def batched(step, over: str | None = None):
     return run
 
 
-def stack_states(state: dict, count: int) -> dict:
-    """The state of `count` trajectories that all begin at `state`, for `batched`."""
-    own = {name: state[name] for name in ("lora", "opt_state")}
-    return state | jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
+def stack_states(states: Sequence[dict]) -> dict:
+    """The states of trajectories that are equally far, as one for `batched`."""
+    own = [{name: state[name] for name in ("lora", "opt_state", "seed")} for state in states]
+    return states[0] | jax.tree.map(lambda *x: jnp.stack(x), *own)

@@ -80,7 +80,7 @@ for remat, together in ("none", 0), ("full", 0), ("none", 4), ("full", 4):
     state = init_state(t.loras(model.params, trained), numbers)
     over = None
     if together:
-        state = stack_states(state, together)
+        state = stack_states([state] * together)
         data = dict(anchor=jax.tree.map(lambda x: jnp.stack([x] * together), data["anchor"]))
         over = "data" if together % mesh.shape["data"] == 0 else None
     networks = model.rebuilt(jnp.float32, remat=remat).networks

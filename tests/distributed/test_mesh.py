@@ -35,7 +35,7 @@ for draws, shape in {runs!r}:
     mesh = sharding.make_mesh(*shape)
     settings = Settings(draws=draws, frames=8)
     over = "data" if {together} and shape[0] > 1 else None
-    options = dict(place=sharding.Placement(mesh, over), mesh=mesh, together={together}, over=over)
+    options = dict(place=sharding.Placement(mesh, over), mesh=mesh, seeds=range({together}), over=over)
     state, record = t.run(model, params, data, 2, {kinds!r}, settings, **options)
     leaves = jax.tree.leaves(state["lora"])
     assert all(len(leaf.sharding.device_set) == mesh.size for leaf in leaves)
