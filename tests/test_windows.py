@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recapture_jax import cost
 from recapture_jax.config import default_config, resolve_path
 from recapture_jax.diffusion.guidance import Conditioning
 from recapture_jax.diffusion.windows import blend_weights, in_windows, plan_windows, window_starts
@@ -252,9 +253,9 @@ def test_no_seam_where_a_window_begins():
     assert change[6:9].max() < 1.2 * around
 
 
-def test_memory_is_flat_in_the_number_of_windows(tiny_model):
-    """XLA's plan: twice the windows cost the longer latents, not a second network."""
-    size, temporary = (32, 64), []
+def test_memory_is_flat_and_cost_linear_in_the_number_of_windows(tiny_model):
+    """XLA's plan: four times the windows cost the longer latents, not a second network, and four times the work."""
+    size, temporary, work = (32, 64), [], []
     for count in (2, 8):
         total = 2 * count + 1
         starts = window_starts(total, 3, 1)
@@ -266,9 +267,21 @@ def test_memory_is_flat_in_the_number_of_windows(tiny_model):
         tables = jax.tree.map(lambda x, n=count: jnp.stack([x] * n), tables)
         x = jnp.zeros((1, total, *cond.latents.shape[2:]))
         unknown = np.ones((count, *cond.latents.shape[2:4]), np.float32)
-        run = jax.jit(tiny_model.window_denoiser(None))
-        plan = run.lower(
-            tiny_model.params["unet"], tables, starts, weights, unknown, x, jnp.float32(1.0), cond
-        ).compile()
+        params, sigma = tiny_model.params["unet"], jnp.float32(1.0)
+        args = params, tables, starts, weights, unknown, x, sigma, cond
+        denoise = tiny_model.window_denoiser(None)
+        plan = jax.jit(denoise).lower(*args).compile()
         temporary.append(plan.memory_analysis().temp_size_in_bytes)
+        work.append(cost.flops(denoise, *args))
     assert temporary[1] < 1.2 * temporary[0]
+    assert work[1] == pytest.approx(4 * work[0], rel=1e-6)
+    table = jax.tree.map(lambda x: x[0], tables)
+    single = cost.flops(tiny_model.sampling_denoiser(), params, table, x[:, :3], sigma, one)
+    assert work[0] == pytest.approx(2 * single, rel=1e-6)
+
+
+@pytest.mark.parametrize("length, overlap", [(14, 5), (14, 8), (25, 10)])
+def test_the_number_of_windows_is_linear_in_the_length_of_the_clip(length, overlap):
+    for total in range(length, 40 * length, 13):
+        count = len(window_starts(total, length, overlap))
+        assert count == 1 + -(-(total - length) // (length - overlap))
