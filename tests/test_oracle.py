@@ -129,6 +129,10 @@ def test_table_has_a_row_per_move_and_numbers(capsys):
     assert scores["static"]["ours"][0].psnr == 100 and scores["static"]["ours"][0].holes == 0
     assert scores["zoom in 2"]["nearest z-buffer"][0].holes > 0.5
     assert scores["zoom in 2"]["ours"][0].holes == 0
+    own, resampled, finer = (scores["zoom in 2"][name][0] for name in measure.DETAILS)
+    assert own.psnr < resampled.psnr - 0.5 and resampled == scores["zoom in 2"]["ours"][0]
+    assert finer.psnr > 99  # a pixel of the larger picture is a pixel of the view
+    assert oracle._enlarged(scores).keys() == {"zoom in 2"}
     lines = oracle.table(scores).splitlines()
     assert len(lines) == 2 + 2 + 1
     assert {line.count("|") for line in lines} == {2 + len(measure.METHODS)}

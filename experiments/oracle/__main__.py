@@ -17,6 +17,7 @@ from absl import flags
 from experiments import command
 from experiments.oracle import measure, views
 from recapture_jax.errors import InputError
+from recapture_jax.stages import anchor
 
 MOVES = (
     *("pan right 5", "pan right 15", "tilt up 4", "tilt up 12", "zoom in 1.5", "zoom in 3"),
@@ -42,7 +43,7 @@ def run(clips: int, height: int, width: int, seed: int = 0, moves=MOVES) -> tupl
                 skipped += 1
                 continue
             truth = source.truth(path)
-            for method, (colors, known) in found.items():
+            for method, (colors, known) in (found | measure.detailed(source, path)).items():
                 scores[move][method].append(measure.score(colors, known, truth))
             shared = np.logical_and.reduce([found[method][1] for method in SHARED])
             for method in SHARED:
@@ -104,7 +105,16 @@ Methods know different pixels: a forward warper that leaves gaps when it enlarge
 any picture is right. So once more, both on the pixels that both know:
 
 {table(scores, [_shared(method) for method in SHARED])}
+
+Frames that a move enlarges by more than {anchor.ENLARGED:g} are splatted from pictures with {anchor.DETAIL} times the
+pixels a side. A run takes them from its file; above they are resampled, for nothing else is there. What it gives:
+
+{table(_enlarged(scores), measure.DETAILS)}
 """
+
+
+def _enlarged(scores: Scores) -> Scores:
+    return {move: found for move, found in scores.items() if measure.DETAILS[0] in found}
 
 
 def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:

@@ -1,7 +1,9 @@
 """How right a warped frame is: colour where it says known, lies among those, and holes."""
 
 import dataclasses
+from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.oracle import baselines
@@ -19,6 +21,7 @@ METHODS = (
     *("nearest z-buffer", "bilinear z-weighted", "bilinear, mask eroded"),
     *("ours", "ours, trusted", "ours, all points"),
 )
+DETAILS = ("as they are", "resampled", "with twice the pixels")
 ERODED = 2  # pixels taken off a mask at holes, by the public warper's option and by our default
 
 
@@ -72,10 +75,22 @@ def warps(source: Source, path: Trajectory) -> dict[str, tuple[np.ndarray, np.nd
     return dict(zip(METHODS, found, strict=True))
 
 
-def ours(source: Source, path: Trajectory, **changes) -> anchor_stage.Anchor:
-    """The anchor stage of a run, with its default settings but for the changes."""
+def detailed(source: Source, path: Trajectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Colours and mask of a path that enlarges, by the pictures it is splatted from (`DETAILS`); else nothing."""
+    lens = jnp.asarray(source.intrinsics)
+    if anchor_stage.magnification(source.depth[None], lens, path)[0] <= anchor_stage.ENLARGED:
+        return {}
+    finer = source.finer(anchor_stage.DETAIL)[None]
+    found = (ours(source, path, f) for f in (lambda frames: None, None, lambda frames: finer))
+    return {n: (a.frames[0], a.raw_mask[0]) for n, a in zip(DETAILS, found, strict=True)}
+
+
+def ours(
+    source: Source, path: Trajectory, finer: Callable | None = None, **changes
+) -> anchor_stage.Anchor:
+    """The anchor stage of a run, with its default settings but for the changes; finer: as `render` has it."""
     clip = Clip(source.colors[None], 8.0, intrinsics=source.intrinsics)
     depth = DepthMap(source.depth[None], "metric", "rendered")
     config = default_config().anchor
     config.update(changes)
-    return anchor_stage.render(config, clip, depth, path)
+    return anchor_stage.render(config, clip, depth, path, finer)

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from recapture_jax.camera.moves import build_trajectory
+from recapture_jax.camera.pinhole import resize_intrinsics
 from recapture_jax.camera.trajectory import Trajectory, pivot_depth_from_depth
 from recapture_jax.scenes.cameras import sample_camera_path
 from recapture_jax.scenes.clips import clip_key
@@ -40,6 +42,13 @@ class Source:
         pivot = pivot_depth_from_depth(self.depth)
         path = build_trajectory(sentence, 2, self.intrinsics, pivot)
         return path.at(slice(1, None))
+
+    def finer(self, detail: int) -> np.ndarray:
+        """`[detail H, detail W, 3]`: the source camera's own picture with more pixels."""
+        size = tuple(detail * side for side in self.depth.shape)
+        intrinsics = resize_intrinsics(jnp.asarray(self.intrinsics), self.depth.shape, size)
+        colors, _ = _render(self.scene, TIME, intrinsics, self.world_from_camera, *size)
+        return np.asarray(colors)
 
     def truth(self, path: Trajectory) -> np.ndarray:
         """`[H, W, 3]`: what that camera sees of the scene."""
