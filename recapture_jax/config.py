@@ -2,11 +2,16 @@
 
 Configuration files (`configs/*.py`) start from `default_config(variant)` and change a few fields. Variants:
 `small` (the shipped prior), `smoke` (the same, a few steps), `svd` and `svd_xt` (converted weights).
+
+    python -m recapture_jax.config [VARIANT]     lists them
 """
 
 import difflib
+import inspect
 import math
 import pathlib
+import re
+import sys
 
 import ml_collections
 
@@ -33,7 +38,7 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         raise InputError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     config = ml_collections.ConfigDict()
     config.variant = variant
-    config.seed = 0
+    config.seed = 0  # of everything random
 
     config.video = video = ml_collections.ConfigDict()
     video.path = BUNDLED + "clip/cockatoo.mp4"  # a video file or a folder of images
@@ -41,15 +46,11 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     video.stride = 1  # take every n-th frame
     video.num_frames = 0  # 0: what the model was trained on
     video.short_side = 96  # pixels of the shorter side the model works at
-    video.multiple = (
-        32  # both sides become multiples of this; the aspect is kept, edges are cropped
-    )
+    video.multiple = 32  # both sides become multiples of this; edges are cropped, nothing squashed
 
     config.camera = camera = ml_collections.ConfigDict()
     camera.moves = "static"  # the move language of camera/moves.py
-    camera.time = (
-        ""  # which source frame is seen when, as "freeze 6" (bullet time); camera/timing.py
-    )
+    camera.time = ""  # which source frame is seen when, as "freeze 6"; camera/timing.py
     camera.intrinsics = ""  # the source's lens: 'f', 'fx fy cx cy' (pixels of the video) or '60deg'
     camera.vertical_fov = 0.0  # degrees; 0: as poses, depth folder or metadata say, else 40
     camera.pivot_depth = 0.0  # 0: median depth of the centre of frame 0
@@ -58,29 +59,22 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     camera.path_scale = 0.0  # depth units per unit of the file; 0: as its units say
     camera.path_world = "source"  # it starts from the source camera; poses: it is in their world
     camera.poses = ""  # the source camera's own poses, where it moves
-    camera.poses_format, camera.poses_scale = "", 0.0
+    camera.poses_format = ""  # as path_format
+    camera.poses_scale = 0.0  # as path_scale
     camera.mode = "relative"  # to the source camera of each frame; absolute or stabilise need poses
     camera.stabilise = 6.0  # frames, width of the smoothing of mode 'stabilise'
 
     config.depth = depth = ml_collections.ConfigDict()
     depth.estimator = "fastdepth"  # or 'converted' or 'precomputed'
-    depth.path = (
-        ""  # converted: folder of converters.depth; precomputed: depth/files.py, folders.py
-    )
+    depth.path = ""  # folder of converters.depth; precomputed: see depth/files.py, folders.py
     depth.kind = "metric"  # precomputed: metric, relative or disparity
     depth.scale = 1.0  # precomputed: stored value times this is depth (metres if metric)
     depth.encoding = "uint16"  # precomputed PNG: uint16 or float16_bits
     depth.channel = ""  # precomputed EXR; '': the one called Z or depth, or the only one
-    depth.near, depth.far = (
-        1.0,
-        20.0,
-    )  # metres, of disparity's ends; both 0: it is exactly 1 / depth
-    depth.sky_mask = (
-        ""  # PNGs or an array, not 0 where there is sky; besides what depth/sky.py finds
-    )
-    depth.sky_beyond = (
-        50.0  # sky is farther than this many lower quartiles of depth; 0: no such rule
-    )
+    depth.near = 1.0  # metres, of the largest disparity; both 0: disparity is exactly 1 / depth
+    depth.far = 20.0  # metres, of the smallest
+    depth.sky_mask = ""  # PNGs or an array, not 0 in the sky; besides what depth/sky.py finds
+    depth.sky_beyond = 50.0  # sky is beyond so many lower quartiles of depth; 0: no such rule
     depth.sky_depth = 1000.0  # median depths at which the sky is put
     depth.stabilise = True  # even out scale and flicker over the clip
 
@@ -96,32 +90,28 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     model.dtype = "auto"  # float32 on CPU, bfloat16 on accelerators
     model.attention = "auto"  # or xla, chunked, cudnn (GPUs), flash (TPUs); models/attention.py
     model.remat = "auto"  # none, dots or full; auto: the fastest that fits, see preflight.py
-    model.offload = (
-        "auto"  # weights wait in main memory: never, always; auto: where they do not fit else
-    )
+    model.offload = "auto"  # weights wait in main memory: never, always; auto: where they must
     model.window = 0  # frames seen at once, longer clips in windows; 0: what it was trained on
     model.window_overlap = 0  # frames that neighbouring windows share; 0: two fifths of a window
 
     config.lora = lora = ml_collections.ConfigDict()
-    lora.rank = 16
-    lora.spatial_targets = "spatial"
-    lora.temporal_targets = "temporal"
+    lora.rank = 16  # of both LoRAs
+    lora.spatial_targets = "spatial"  # layers by name; see lora/targets.py
+    lora.temporal_targets = "temporal"  # likewise
 
     config.tune = tune = ml_collections.ConfigDict()
     tune.steps = 400  # of each LoRA
-    tune.learning_rate = 5e-4
-    tune.spatial_seed = (
-        -1
-    )  # of the spatial LoRA fitted by itself, which other seeds then share; -1: seed
+    tune.learning_rate = 5e-4  # of AdamW
+    tune.spatial_seed = -1  # of a spatial LoRA that other seeds share; -1: the run's own
     tune.spatial_rate = 1.0  # of the spatial LoRA, as a share of learning_rate
-    tune.weight_decay = 1e-2
+    tune.weight_decay = 1e-2  # of AdamW
     tune.schedule = "spatial_first"  # or 'joint', see tuning/loop.py
     tune.loss = "v"  # v: masked v-space MSE; eps: the paper's literal form
     tune.known = "all"  # a latent is known if all its pixels are; any: one; share: counts by share
-    tune.temporal_weight = 1.0
-    tune.spatial_weight = 1.0
-    tune.sigma_mean = 0.7  # ln sigma ~ N(mean, std^2)
-    tune.sigma_std = 1.6
+    tune.temporal_weight = 1.0  # of the masked loss; 0: no temporal LoRA
+    tune.spatial_weight = 1.0  # of the loss on source frames; 0: no spatial LoRA
+    tune.sigma_mean = 0.7  # of ln sigma, the noise levels that are trained
+    tune.sigma_std = 1.6  # of ln sigma
     tune.draws = 1  # noise draws of the anchor in one temporal step, spread over the mesh
     tune.frames_per_step = 1  # source frames in one spatial step, likewise
     tune.window = 1  # a temporal step sees one part in so many of each side; 1: whole frames
@@ -130,18 +120,16 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     tune.checkpoint_every = 100  # steps
 
     config.generate = generate = ml_collections.ConfigDict()
-    generate.steps = 25
+    generate.steps = 25  # of the sampler
     generate.sigma_min = 0.002  # lowest noise level; from there the denoised estimate is the result
-    generate.min_guidance = 1.0
-    generate.max_guidance = 3.0
+    generate.min_guidance = 1.0  # of the first frame; 1: none
+    generate.max_guidance = 3.0  # of the last frame; linear between them
     generate.fps = 7  # the id the model is told; the result keeps the fps of the clip
-    generate.motion_bucket = 127
-    generate.noise_aug = 0.02
-    generate.sdedit_sigma = 1.0  # 0 turns SDEdit off
-    generate.sdedit_steps = 8
-    generate.known_weight = (
-        0.0  # pull of the sampler towards the anchor where it is known; 1: all the way
-    )
+    generate.motion_bucket = 127  # how much motion the model is told, 0 to 255
+    generate.noise_aug = 0.02  # noise on the image that the model is shown
+    generate.sdedit_sigma = 1.0  # noise level at which SDEdit begins; 0: none
+    generate.sdedit_steps = 8  # of SDEdit
+    generate.known_weight = 0.0  # pull towards the anchor where it is known; 1: all the way
     generate.known_sigma_min = 1.0  # noise level below which the sampler is free again
     generate.keep_pixels = False  # the result has the anchor's own pixels where it is known
     generate.guidance_passes = "auto"  # together or apart (half the memory); auto: what fits
@@ -153,10 +141,10 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
     mesh.frames = 1  # devices that share the frames of a clip
 
     config.output = output = ml_collections.ConfigDict()
-    output.root = "outputs"
+    output.root = "outputs"  # folder of all runs
     output.name = ""  # '': <clip>-<move>-<time>
     output.cache = ""  # '': <root>/cache
-    output.compilation_cache = True
+    output.compilation_cache = True  # keep compiled programs on disk
     output.fast_compile = False  # XLA optimises less: quicker to compile, slower to run
 
     if variant in ("small", "smoke"):
@@ -182,6 +170,19 @@ def default_config(variant: str | None = None) -> ml_collections.ConfigDict:
         generate.max_guidance = 2.5 if variant == "svd" else 3.0
         generate.decode_chunk = 7
     return config
+
+
+def described(variant: str | None = None) -> str:
+    """Every field with a variant's default and its meaning, the comment above, a line each.
+
+    Raises:
+      InputError: for an unknown variant.
+    """
+    config = default_config(variant)
+    said = re.findall(r"^ {4}(\w+\.\w+) = .*?  # (.+)$", inspect.getsource(default_config), re.M)
+    fields = [(name.removeprefix("config."), meaning) for name, meaning in said]
+    shown = [(f"--config.{name}={get(config, name)}", meaning) for name, meaning in fields]
+    return "\n".join(f"{field:<46} {meaning}" for field, meaning in shown)
 
 
 _CHOICES = {
@@ -341,3 +342,9 @@ def resolve_path(path: str) -> pathlib.Path:
 
         return asset_path(path[len(BUNDLED) :])
     return pathlib.Path(path).expanduser()
+
+
+if __name__ == "__main__":
+    from recapture_jax import terminal
+
+    sys.exit(terminal.finish(lambda: described(*sys.argv[1:2])))

@@ -1,5 +1,6 @@
 """Command line: `python -m recapture_jax.main --config=configs/orbit.py [--config.video.path=CLIP.mp4]`.
 
+`python -m recapture_jax.config [VARIANT]` lists every field, its default and meaning.
 Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted (run again to go on).
 """
 

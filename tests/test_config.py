@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from recapture_jax.config import VARIANTS, default_config, validate
+from recapture_jax.config import VARIANTS, default_config, described, get, validate
 from recapture_jax.errors import InputError
 
 CONFIGS = sorted(
@@ -86,3 +86,15 @@ def test_precomputed_depth_needs_a_path():
 def test_unknown_variant():
     with pytest.raises(InputError, match="small, smoke, svd, svd_xt"):
         default_config("huge")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_field_is_listed_with_its_default_and_meaning(variant):
+    config = default_config(variant)
+    lines = described(variant).splitlines()
+    fields = {line.split("=")[0].removeprefix("--config."): line for line in lines}
+    groups = [name for name in config if name not in ("variant", "seed")]
+    assert set(fields) == {"seed"} | {f"{g}.{name}" for g in groups for name in config[g]}
+    for field, line in fields.items():
+        value, meaning = line.split("=", 1)[1].split("  ", 1)
+        assert value.strip() == str(get(config, field)) and len(meaning.strip()) > 3, line

@@ -45,7 +45,7 @@ BELOW = {
         *("checkpoints", "progress", "sharding", "storage", "xla"),
     },
     "weights": {"errors", "models", "checkpoints", "stages"},
-    "config": {"errors", "camera", "diffusion", "lora", "assets"},
+    "config": {"errors", "camera", "diffusion", "lora", "assets", "terminal"},
     "source": {"errors", "config", "camera", "depth", "video"},
     "first_stage": {
         "source",
@@ -76,7 +76,7 @@ BELOW = {
         *("camera", "depth", "lora", "models"),
     },
     "main": {"errors", "command", "pipeline"},
-    "together": {"errors", "cache", "first_stage", "pipeline", "progress", "tuning"},
+    "together": {"errors", "cache", "first_stage", "pipeline", "progress", "stages", "tuning"},
     "matrix": {
         *("errors", "command", "config", "first_stage", "pipeline", "progress", "processes"),
         *("storage", "together"),
