@@ -8,7 +8,7 @@ model is loaded and compiled once, depth is found once per clip, the spatial LoR
 `tune.spatial_seed`, by itself the first of the seeds), the anchor made once per clip and move. With --together=N the
 temporal LoRAs of up to N moves and seeds of a clip are tuned in one step. A run that fails does not stop the others;
 the same command again makes only what is missing. outputs/matrix.json has a line for each: its folder or what was
-wrong, and seconds.
+wrong, and seconds; lines of other combinations stay.
 """
 
 import dataclasses
@@ -82,12 +82,13 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
     from recapture_jax import pipeline  # a refusal should not wait for the networks
     from recapture_jax import together as batching
 
+    earlier = _rows_of_others(report, configs)
     rows: list[Row] = []
     models: dict = {}
     if together > 1:
         batching.tune_together(configs, models, together)
     for number, config in enumerate(configs, 1):
-        what = str(config.video.path), str(config.camera.moves), int(config.seed)
+        what = _combination(config)
         progress.say(f"[{number}/{len(configs)}] {what[0]}; {what[1]}; seed {what[2]}")
         begin, said = time.perf_counter(), {}
         try:
@@ -97,14 +98,34 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
             progress.say(f"failed: {said['error']}")
         rows.append(Row(*what, round(time.perf_counter() - begin, 2), **said))
         if processes.is_main():
-            told = json.dumps([dataclasses.asdict(r) for r in rows], indent=1)
-            storage.write_text(report, told + "\n")
+            told = [*earlier, *(dataclasses.asdict(row) for row in rows)]
+            storage.write_text(report, json.dumps(told, indent=1) + "\n")
     if failed := [row for row in rows if row.error]:
         raise InputError(
             f"{len(failed)} of {len(rows)} runs failed, the first ({failed[0].moves}): {failed[0].error}; "
             f"all of them in {report}"
         )
     return rows
+
+
+def _rows_of_others(report: storage.Folder, configs: list[ConfigDict]) -> list[dict]:
+    """What a report has of combinations that are not among these.
+
+    Raises:
+        InputError: the file is no such report.
+    """
+    if not report.exists():
+        return []
+    ours = {_combination(config) for config in configs}
+    try:
+        rows = json.loads(report.read_text())
+        return [row for row in rows if (row["video"], row["moves"], row["seed"]) not in ours]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{report} is no report of a matrix: remove or rename it") from None
+
+
+def _combination(config) -> tuple[str, str, int]:
+    return str(config.video.path), str(config.camera.moves), int(config.seed)
 
 
 def _run(config) -> str:

@@ -49,6 +49,12 @@ def test_runs_share_what_they_can_and_a_failure_stops_none(home, monkeypatch):  
     again = matrix.run(matrix.combinations(config, [], MOVES[::2], []), report)
     assert [r.folder for r in again] == [rows[0]["folder"], rows[2]["folder"]]
     assert done[-1].stages == {"run": "cached"} and len(loaded) == 1
+    kept = json.loads(report.read_text())
+    assert [r["moves"] for r in kept] == [MOVES[1], MOVES[0], MOVES[2]] and kept[0] == rows[1]
+    report.write_text("[3]")
+    with pytest.raises(InputError, match="no report of a matrix"):
+        matrix.run(matrix.combinations(config, [], MOVES[:1], []), report)
+    assert report.read_text() == "[3]"
 
 
 def test_seeds_share_the_spatial_lora_of_the_first(home):  # noqa: F811
@@ -77,8 +83,8 @@ def test_what_is_tuned_in_one_step_is_what_each_is_alone(home, moves, seeds):  #
         configs = matrix.combinations(config, [], moves, seeds)
         failing = pytest.raises(InputError, match="1 of 3 runs failed")
         with contextlib.nullcontext() if seeds else failing:
-            matrix.run(configs, home / "report.json", together)
-        folders = [r["folder"] for r in json.loads((home / "report.json").read_text())]
+            matrix.run(configs, home / root / "report.json", together)
+        folders = [r["folder"] for r in json.loads((home / root / "report.json").read_text())]
         made[together] = [pathlib.Path(f) for f in folders if f]
     assert len(list((home / root / "cache").glob("spatial-*"))) == 1
     assert not list((home / root / "cache" / "work").iterdir())

@@ -57,6 +57,15 @@ WORDS = {
 }
 _ALIASES = {"arc": "orbit", "jib": "crane", "boom": "pedestal", "vertigo": "dolly_zoom"}
 _ALIASES |= {"dollyzoom": "dolly_zoom", "locked_off": "static", "push": "dolly", "pull": "dolly"}
+_ALIASES |= {"track": "truck", "slide": "truck", "circle": "orbit"}
+_TURNS = "pan, tilt and roll turn the camera where it is, orbit goes around the subject"
+_MEANT = {  # by words that could be several moves
+    "move": "truck moves sideways, pedestal up or down, dolly in or out",
+    **dict.fromkeys(("rotate", "turn"), _TURNS),
+}
+_SYNONYMS = dict.fromkeys(("forward", "forwards"), "in")
+_SYNONYMS |= dict.fromkeys(("back", "backward", "backwards"), "out")
+_SYNONYMS |= {"clockwise": "cw", "counterclockwise": "ccw", "anticlockwise": "ccw"}
 
 
 @dataclass(frozen=True)
@@ -185,9 +194,16 @@ def _parse_clause(clause: str) -> Move:
     if ":" in name and name not in PRESETS:
         raise InputError(_unknown("preset", first, _presets_like(first), clause))
     if name not in WORDS and name not in PRESETS:
-        raise InputError(_unknown("move", first, [*WORDS, *_ALIASES], clause))
+        if _is_number(first):
+            raise InputError(
+                f"no move in {clause.strip()!r}: expected one of {', '.join(WORDS)}; commas separate moves, "
+                "the decimal point is a dot"
+            )
+        told = _unknown("move", first, [*WORDS, *_ALIASES], clause)
+        raise InputError(f"{told}; {_MEANT[first]}" if first in _MEANT else told)
     word = WORDS.get(name, Word({}, 0.0, "none"))
     for token in tokens:
+        token = _SYNONYMS.get(token, token)
         number = re.fullmatch(r"(.*?)(deg|degrees|°|x)?", token).group(1)
         if token in EASINGS:
             key, value = "easing", token
@@ -201,7 +217,7 @@ def _parse_clause(clause: str) -> Move:
             raise InputError(_bad_direction(name, token, clause))
         else:
             allowed = [*word.directions, *EASINGS]
-            extra = "an amount, a frame range such as 0-24"
+            extra = "an amount, a frame range such as 0-24; moves are joined by ';'"
             raise InputError(_unknown("word", token, allowed, clause, extra=extra))
         if key in found:
             raise InputError(f"two values for the {key} in {clause.strip()!r}: expected one")
