@@ -221,7 +221,7 @@ def advise(
     if worst <= limit and share >= _HIGHER[-1]:
         return Advice(f"{says}; even {_HIGHER[-1]:g} times the move stays {within}")
     if worst <= limit and (kept is None or share <= 1.0 or advised == _words(moves)):
-        return Advice(f"{says}, and hardly more movement stays {within}")
+        return Advice(f"{says}, {within}; hardly more movement is advisable")
     if worst <= limit:
         return Advice(f"{says}; up to {advised} stays {within}", advised, kept)
     if kept is None or not any(move.signed for move in scaled(moves, share) if move.direction):

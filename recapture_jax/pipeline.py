@@ -192,7 +192,7 @@ class Run(FirstStage):
     def lora_keys(self) -> dict[str, str]:
         """Cache keys of both LoRAs, once the anchor is made.
 
-        The spatial one knows the frames shown, and no camera path.
+        The spatial one knows the frames shown, and neither a camera path nor windows of time.
         """
 
         def without(group: dict, *names: str) -> dict:
@@ -205,6 +205,7 @@ class Run(FirstStage):
         own = groups | {
             "tune": without(groups["tune"], *unrelated),
             "lora": without(groups["lora"], "temporal_targets"),
+            "model": without(groups["model"], "window", "window_overlap"),
             "seed": tune_stage.seed_of(("spatial",), self.config),
         }
         inputs = without(self.inputs, "frames", "path", "poses", "depth", "sky")
