@@ -37,7 +37,11 @@ def contact_sheet(
         for j, picture in enumerate(pictures):
             image = Image.fromarray(picture)
             image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX)
-            sheet.paste(image, (_GAP + j * (size[0] + _GAP), top + _LINE))
+            x, y = _GAP + j * (size[0] + _GAP), top + _LINE
+            draw.rectangle(
+                (x - 1, y - 1, x + size[0], y + size[1]), outline=_FAINT
+            )  # a mask may be white
+            sheet.paste(image, (x, y))
     return np.asarray(sheet)
 
 
