@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 a fault of ours, 2 bad input, 3 disk full, 130 interrupted (run again to go on).
 """
 
+import _thread
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,14 @@ def run(action: Callable[[], Any], example: str) -> None:
     app.run(lambda argv: _main(argv, action, example), flags_parser=_parse_flags)
 
 
+def _hear_interrupts(unraisable) -> None:
+    """Ctrl-C that fell into a callback of the garbage collector, as JAX has one, is not lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()  # at once it would fall into this one
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def _main(argv: list[str], action: Callable[[], Any], example: str) -> int:
     logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that is not here
     if len(argv) > 1:
@@ -33,6 +43,7 @@ def _main(argv: list[str], action: Callable[[], Any], example: str) -> int:
 
 def finish(action: Callable[[], Any]) -> int:
     """Calls `action()`, prints what it returns, if anything, and gives the exit code."""
+    sys.unraisablehook = _hear_interrupts
     try:
         result = action()
     except InputError as error:

@@ -122,6 +122,28 @@ def test_rows_repeat_and_are_required():
     assert "--prompts" in refused(vbench.parse, ["--row=a=x"])
 
 
+def test_an_interrupt_that_a_callback_swallows_is_heard():
+    code = """
+import gc, signal, sys, time
+from recapture_jax import terminal
+
+def callback(phase, info):
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+
+def action():
+    gc.callbacks[:] = [callback]
+    gc.collect()
+    for _ in range(200):
+        time.sleep(0.1)
+    return "not heard"
+
+sys.exit(terminal.finish(action))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.startswith("interrupted"), done
+
+
 def test_a_reader_that_stops_early_is_no_fault():
     code = "from recapture_jax import terminal; terminal.finish(lambda: 'line\\n' * 10**5)"
     shell = f'{sys.executable} -c "{code}" | head -1'
