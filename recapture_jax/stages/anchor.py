@@ -143,8 +143,12 @@ def render(
     enlarged = np.flatnonzero(magnification(depth.depth, lens, path) > ENLARGED)
     finer = finer or functools.partial(_resampled, clip)
     if enlarged.size and (pictures := finer(enlarged)) is not None:
-        detailed, known = splat(pictures, enlarged)
-        frames, raw_mask = frames.at[enlarged].set(detailed), raw_mask.at[enlarged].set(known)
+        frames, raw_mask = np.array(frames), np.array(raw_mask)
+        for t, picture in zip(
+            enlarged, pictures, strict=True
+        ):  # one program, however many there are
+            seen, known = splat(picture[None], np.array([t]))
+            frames[t], raw_mask[t] = seen[0], known[0]
     # Traced while the splat runs, for nothing here waits for it yet.
     finished, mask = _finish(frames, raw_mask, config.close // 2, config.erode)
     raw_mask = np.asarray(raw_mask)
