@@ -228,29 +228,32 @@ def test_one_window_is_the_model_itself(tiny_model, long_anchor, config):
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_no_seam_where_a_window_begins():
-    """The shipped prior on a rendered scene whose right half nobody knows after the first frame.
+@pytest.fixture(scope="module")
+def prior():
+    return load_model(resolve_path(default_config("small").model.path))
 
-    What it invents there changes no more where the second window begins than around it (without the
-    estimate handed on it was 1.3 to 1.6 times as much).
+
+@pytest.mark.parametrize("scene", range(3))
+def test_no_seam_where_a_window_begins(prior, scene):
+    """The shipped prior on rendered scenes whose right half nobody knows after the first frame.
+
+    What it invents there changes no more where the second window begins than just before or after.
     """
     config = default_config("small")
     config.generate.keep_pixels = False
-    model = load_model(resolve_path(config.model.path))
-    clip = paired_clip(clip_key(0, "validation", 0), num_frames=22, samples=1)["target"]
+    clip = paired_clip(clip_key(0, "validation", scene), num_frames=22, samples=1)["target"]
     frames = np.asarray(clip["frames"])
     mask = np.ones(frames.shape[:3], bool)
     mask[1:, :, 100:] = False
     filled = np.stack(
         [fill_holes(jnp.asarray(f), jnp.asarray(m)) for f, m in zip(frames, mask, strict=True)]
     )
-    starts, _ = tune.windows_of(model, 22, config.model)
+    starts, _ = tune.windows_of(prior, 22, config.model)
     assert starts.tolist() == [0, 8]
     anchor = Anchor(filled, mask, mask, None)
-    made = generate.generate(model, anchor, {}, config.model, config.generate, seed=0)
+    made = generate.generate(prior, anchor, {}, config.model, config.generate, seed=0)
     change = np.abs(np.diff(made[:, :, 104:], axis=0)).mean((1, 2, 3))
-    around = np.median(change[4:12])
-    assert change[6:9].max() < 1.2 * around
+    assert change[6:9].max() < 1.2 * max(change[4:6].mean(), change[9:11].mean())
 
 
 def test_memory_is_flat_and_cost_linear_in_the_number_of_windows(tiny_model):
