@@ -240,8 +240,8 @@ def _strength(moves, plan, search, worst: float, limit: float) -> tuple[float, f
         return search.quick(plan(_words(scaled(moves, share))))
 
     def exceeds(share: float) -> bool:
-        higher = share > 1 and search.beyond(plan(_words(scaled(moves, share))))
-        return higher or bias * thinned(share).max() > limit
+        path = plan(_words(scaled(moves, share)))
+        return search.beyond(path) or bias * search.quick(path).max() > limit
 
     def ratio(exact: float, quick: float) -> float:
         return exact / quick if quick > 0 else 1.0

@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -276,19 +277,23 @@ class FirstStage:
                 caching.save_arrays(folder / "anchor.npz", {n: getattr(anchor, n) for n in names})
         return anchor
 
-    def _finer(self, frames: np.ndarray) -> np.ndarray | None:
-        """These frames of the clip with more pixels, from its file; None if all of them were too large."""
-        detail, file_size = anchor_stage.DETAIL, self.source.origin.size
-        size = tuple(detail * side for side in self.clip.size)
-        if self.source.num_frames * math.prod(size) > _FINER_PIXELS:
-            return None
+    def _finer(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """These frames of the clip with more pixels, from its file if that is not too much to read at once."""
         video, count = self.config.video, self.source.num_frames
-        wanted = resize.covering(file_size, size)
+        size = tuple(anchor_stage.DETAIL * side for side in self.clip.size)
+        if count * math.prod(size) > _FINER_PIXELS:
+            progress.say(
+                f"{count} frames are too many to read at {size[1]}x{size[0]}: what the move enlarges is less sharp"
+            )
+            return anchor_stage.resampled(self.clip, frames)
+        wanted = resize.covering(self.source.origin.size, size)
         path = configuration.resolve_path(video.path)
         clip = read_clip(
             path, count, video.start, video.stride, size=wanted, with_audio=False, at_most=True
         )
-        return resize.resize_to_cover_and_crop(clip.frames[self.shown[frames]], size)[0]
+        return (
+            resize.resize_to_cover_and_crop(clip.frames[t], size)[0] for t in self.shown[frames]
+        )
 
     def parts(self, *names: str) -> dict[str, Any]:
         """Groups of the configuration as JSON-able data, for cache keys."""

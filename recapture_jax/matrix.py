@@ -8,7 +8,7 @@ model is loaded and compiled once, depth is found once per clip, the spatial LoR
 `tune.spatial_seed`, by itself the first of the seeds), the anchor made once per clip and move. With --together=N the
 temporal LoRAs of up to N moves and seeds of a clip are tuned in one step. A run that fails does not stop the others;
 the same command again makes only what is missing. outputs/matrix.json has a line for each: its folder or what was
-wrong, and seconds; lines of other combinations stay.
+wrong, and seconds; lines of other runs stay.
 """
 
 import dataclasses
@@ -27,8 +27,9 @@ from recapture_jax.first_stage import folder_name, folder_stem
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One combination and what became of it: `folder` or, if it failed, `error`."""
+    """One combination, the name of its run, and what became of it: `folder` or, if it failed, `error`."""
 
+    name: str
     video: str
     moves: str
     seed: int
@@ -82,13 +83,15 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
     from recapture_jax import pipeline  # a refusal should not wait for the networks
     from recapture_jax import together as batching
 
-    earlier = _rows_of_others(report, configs)
+    with processes.refusing_together():
+        if processes.is_main():
+            _told(report)  # refused before any work
     rows: list[Row] = []
     models: dict = {}
     if together > 1:
         batching.tune_together(configs, models, together)
     for number, config in enumerate(configs, 1):
-        what = _combination(config)
+        what = str(config.video.path), str(config.camera.moves), int(config.seed)
         progress.say(f"[{number}/{len(configs)}] {what[0]}; {what[1]}; seed {what[2]}")
         begin, said = time.perf_counter(), {}
         try:
@@ -96,10 +99,10 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
         except InputError as error:
             said["error"] = " ".join(str(error).split())
             progress.say(f"failed: {said['error']}")
-        rows.append(Row(*what, round(time.perf_counter() - begin, 2), **said))
+        took = round(time.perf_counter() - begin, 2)
+        rows.append(Row(config.output.name, *what, took, **said))
         if processes.is_main():
-            told = [*earlier, *(dataclasses.asdict(row) for row in rows)]
-            storage.write_text(report, json.dumps(told, indent=1) + "\n")
+            _tell(report, rows)
     if failed := [row for row in rows if row.error]:
         raise InputError(
             f"{len(failed)} of {len(rows)} runs failed, the first ({failed[0].moves}): {failed[0].error}; "
@@ -108,24 +111,26 @@ def run(configs: list[ConfigDict], report: storage.Folder, together: int = 1) ->
     return rows
 
 
-def _rows_of_others(report: storage.Folder, configs: list[ConfigDict]) -> list[dict]:
-    """What a report has of combinations that are not among these.
+def _told(report: storage.Folder) -> list[dict]:
+    """The rows of a report, none if it is not there.
 
     Raises:
         InputError: the file is no such report.
     """
     if not report.exists():
         return []
-    ours = {_combination(config) for config in configs}
     try:
-        rows = json.loads(report.read_text())
-        return [row for row in rows if (row["video"], row["moves"], row["seed"]) not in ours]
-    except (ValueError, TypeError, KeyError):
+        return [dict(row) for row in json.loads(report.read_text())]
+    except (ValueError, TypeError):
         raise InputError(f"{report} is no report of a matrix: remove or rename it") from None
 
 
-def _combination(config) -> tuple[str, str, int]:
-    return str(config.video.path), str(config.camera.moves), int(config.seed)
+def _tell(report: storage.Folder, rows: list[Row]) -> None:
+    """Puts rows into a report, in place of those of the same names."""
+    names = {row.name for row in rows}
+    others = [row for row in _told(report) if row.get("name") not in names]
+    told = [*others, *(dataclasses.asdict(row) for row in rows)]
+    storage.write_text(report, json.dumps(told, indent=1) + "\n")
 
 
 def _run(config) -> str:

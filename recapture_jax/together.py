@@ -33,14 +33,14 @@ def tune_together(configs: Sequence, models: dict, most: int) -> None:
         same = list(same)
         count = min(most, len(same))
         with compilation(configs[0]):
-            waiting = [pair for config in same if (pair := _prepare(config, models, count))]
-            for i in range(0, len(waiting), count):
-                if len(batch := waiting[i : i + count]) > 1:
-                    try:
-                        with memory_errors(lambda: "tuning together"):
-                            _tune(batch)
-                    except InputError as error:
-                        progress.say(f"{len(batch)} runs are not tuned together: {error}")
+            waiting = (pair for config in same if (pair := _prepare(config, models, count)))
+            # A few at a time: each holds its clip.
+            while len(batch := list(itertools.islice(waiting, count))) > 1:
+                try:
+                    with memory_errors(lambda: "tuning together"):
+                        _tune(batch)
+                except InputError as error:
+                    progress.say(f"{len(batch)} runs are not tuned together: {error}")
 
 
 def _spatial_seed(config) -> int:

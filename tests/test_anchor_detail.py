@@ -12,6 +12,7 @@ from recapture_jax.errors import InputError
 from recapture_jax.first_stage import FirstStage
 from recapture_jax.geometry.splat import render_anchor, upsampled
 from recapture_jax.stages import anchor as anchor_stage
+from recapture_jax.video import resize
 from recapture_jax.video.clip import Clip
 from recapture_jax.video.read import read_clip
 from recapture_jax.video.write import write_video
@@ -50,12 +51,25 @@ def test_magnification_of_a_zoom_a_dolly_and_a_turn():
     np.testing.assert_allclose(turned, 1, atol=0.05)
 
 
-def test_magnification_leaves_out_what_is_not_in_view_or_has_no_depth():
-    depth = flat()
-    depth[:, :, :4] = np.inf
-    depth[:, :2] = 1e6  # would count for 1 under a dolly, but the nearer wall grows out over it
-    path = build_trajectory("zoom in 2", T, LENS, 3.0)
+def test_magnification_counts_what_fills_the_view():
+    """A subject at the pivot before a far wall, or before nothing: nearing it, it hides all else."""
+    depth = flat(60.0)
+    depth[:, 8:-8, 12:-12] = 3.0  # half of each side
+    path = build_trajectory("dolly in 0.5", T, LENS, 3.0)
+    assert (
+        1.5 < anchor_stage.magnification(depth, LENS, path)[-1] < 2
+    )  # of its points, three quarters are the wall's
+    depth[depth == 60.0] = np.inf
     np.testing.assert_allclose(anchor_stage.magnification(depth, LENS, path)[-1], 2, rtol=1e-5)
+    away = build_trajectory("dolly in 0.5; truck right 3", T, LENS, 3.0)  # nothing is left in view
+    assert anchor_stage.magnification(depth, LENS, away)[-1] == 0
+
+
+def test_points_beside_the_camera_do_not_outweigh_the_view():
+    depth = flat(3.0)
+    depth[:, H // 2, W // 2] = 1.501  # comes to a thousandth of a unit before the lens
+    path = build_trajectory("dolly in 0.5", T, LENS, 3.0)
+    assert anchor_stage.magnification(depth, LENS, path)[-1] == pytest.approx(2, abs=0.3)
 
 
 def test_planes_are_upsampled_exactly_and_edges_are_kept():
@@ -64,7 +78,7 @@ def test_planes_are_upsampled_exactly_and_edges_are_kept():
     fine_y, fine_x = (np.mgrid[:32, :48] + 0.5) / 2
     depth = plane(x, y).astype(np.float32)
     found = upsampled(jnp.asarray(depth), jnp.ones(depth.shape, bool), 2)
-    np.testing.assert_allclose(found[1:-1, 1:-1], plane(fine_x, fine_y)[1:-1, 1:-1], rtol=1e-5)
+    np.testing.assert_allclose(found, plane(fine_x, fine_y), rtol=1e-5)
     stepped = np.where(x < 10, depth, 3 * depth)
     valid = np.ones(depth.shape, bool)
     stepped[5, 5], valid[5, 5] = np.nan, False
@@ -107,7 +121,7 @@ def test_only_enlarged_frames_are_asked_for_and_the_others_stay_as_they_were():
 
     args = default_config().anchor, clip, DepthMap(flat(), "metric", "known"), path
     detailed = anchor_stage.render(*args, finer)
-    coarse = anchor_stage.render(*args, lambda frames: None)
+    coarse = anchor_stage.render(*args, clip.frames.__getitem__)
     assert asked == [[2]]
     np.testing.assert_array_equal(detailed.frames[:2], coarse.frames[:2])
     np.testing.assert_array_equal(detailed.frames[0], clip.frames[0])
@@ -123,7 +137,8 @@ def test_detail_is_nearer_to_the_truth_and_so_is_resampling_without_any():
     y, x = np.mgrid[:H, :W] + 0.5
     y, x = (y - H / 2) / 1.6 + H / 2, (x - W / 2) / 1.6 + W / 2
     truth = 0.5 + 0.4 * np.stack([np.sin(x), np.sin(y / 1.5 + 1), np.sin((x + y) / 2)], -1)
-    finders = {"coarse": lambda frames: None, "resampled": None, "finer": pictures.__getitem__}
+    finders = {"coarse": clip.frames.__getitem__, "resampled": None}
+    finders["finer"] = pictures.__getitem__
     error = {
         name: float(np.square(anchor_stage.render(*args, finer).frames[-1] - truth).mean() ** 0.5)
         for name, finer in finders.items()
@@ -132,7 +147,7 @@ def test_detail_is_nearer_to_the_truth_and_so_is_resampling_without_any():
 
 
 @pytest.mark.parametrize("time, shown", [("", 2), ("play 2-0", 0)])
-def test_a_run_takes_them_from_its_file(tmp_path, monkeypatch, time, shown):
+def test_a_run_takes_them_from_its_file(tmp_path, monkeypatch, capsys, time, shown):
     pictures = waves(128, 192)
     pictures[1], pictures[2] = pictures[1][::-1], pictures[2][:, ::-1]
     write_video(tmp_path / "clip.mp4", pictures, 8)
@@ -152,4 +167,6 @@ def test_a_run_takes_them_from_its_file(tmp_path, monkeypatch, time, shown):
     np.testing.assert_allclose(own.frames[-1], file[shown, 32:96, 48:144], atol=2e-3)
     np.testing.assert_allclose(own.frames[0], first.clip.frames[0], atol=1e-5)
     monkeypatch.setattr("recapture_jax.first_stage._FINER_PIXELS", 1)
-    assert first._finer(np.arange(T)) is None
+    less = list(first._finer(np.arange(T)))  # too much to read: made of what was read
+    assert "too many to read" in capsys.readouterr().err
+    np.testing.assert_array_equal(less[0], resize.resample(first.clip.frames[0], (128, 192)))

@@ -132,7 +132,7 @@ def test_table_has_a_row_per_move_and_numbers(capsys):
     own, resampled, finer = (scores["zoom in 2"][name][0] for name in measure.DETAILS)
     assert own.psnr < resampled.psnr - 0.5 and resampled == scores["zoom in 2"]["ours"][0]
     assert finer.psnr > 99  # a pixel of the larger picture is a pixel of the view
-    assert oracle._enlarged(scores).keys() == {"zoom in 2"}
+    assert oracle._enlarged(scores).keys() == {"zoom in 2 (1)"}
     lines = oracle.table(scores).splitlines()
     assert len(lines) == 2 + 2 + 1
     assert {line.count("|") for line in lines} == {2 + len(measure.METHODS)}

@@ -226,6 +226,8 @@ def test_what_uncovers_nothing_is_still_not_advised_without_end():
     assert parse_moves(advise("zoom in 2").moves)[0].amount == pytest.approx(3, abs=0.05)
     nearer = parse_moves(advise("dolly in 0.3").moves)[0].amount
     assert nearer == pytest.approx(2 / 3, abs=0.02)
+    both = advise("zoom in 10; truck right 1")  # weaker, but not so that it is enlarged without end
+    assert "zoom in 3" in both.moves or "zoom in 2" in both.moves, both
     already = advise("zoom in 4")
     assert already.moves == "" and "within 30 %" in already.text and "times" not in already.text
     turned = parse_moves(advise("orbit right 50", limit=0.99).moves)[0].amount

@@ -107,14 +107,17 @@ any picture is right. So once more, both on the pixels that both know:
 {table(scores, [_shared(method) for method in SHARED])}
 
 Frames that a move enlarges by more than {anchor.ENLARGED:g} are splatted from pictures with {anchor.DETAIL} times the
-pixels a side. A run takes them from its file; above they are resampled, for nothing else is there. What it gives:
+pixels a side. A run takes them from its file; above they are resampled, for nothing else is there. What it gives, with
+the number of scenes in which that is so:
 
 {table(_enlarged(scores), measure.DETAILS)}
 """
 
 
 def _enlarged(scores: Scores) -> Scores:
-    return {move: found for move, found in scores.items() if measure.DETAILS[0] in found}
+    """By move and the number of its scenes that it enlarges so much."""
+    first = measure.DETAILS[0]
+    return {f"{m} ({len(found[first])})": found for m, found in scores.items() if first in found}
 
 
 def parse(arguments: Sequence[str] | None = None) -> flags.FlagValues:

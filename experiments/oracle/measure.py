@@ -81,7 +81,8 @@ def detailed(source: Source, path: Trajectory) -> dict[str, tuple[np.ndarray, np
     if anchor_stage.magnification(source.depth[None], lens, path)[0] <= anchor_stage.ENLARGED:
         return {}
     finer = source.finer(anchor_stage.DETAIL)[None]
-    found = (ours(source, path, f) for f in (lambda frames: None, None, lambda frames: finer))
+    plain = source.colors[None]
+    found = (ours(source, path, f) for f in (lambda frames: plain, None, lambda frames: finer))
     return {n: (a.frames[0], a.raw_mask[0]) for n, a in zip(DETAILS, found, strict=True)}
 
 

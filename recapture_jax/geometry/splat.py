@@ -290,7 +290,7 @@ def upsampled(depth: jax.Array, valid: jax.Array, factor: int) -> jax.Array:
     corners = [(inverse, 1.0)]
     for axis, length in enumerate(depth.shape):
         position = (jnp.arange(length * factor, dtype=depth.dtype) + 0.5) / factor - 0.5
-        low = jnp.floor(position)
+        low = jnp.clip(jnp.floor(position), 0, max(length - 2, 0))  # at the border: beyond both
         share = jnp.expand_dims(position - low, 1 - axis)
         ends = [jnp.clip(low + i, 0, length - 1).astype(jnp.int32) for i in (0, 1)]
         corners = [

@@ -5,7 +5,7 @@ Multiview models for orbits plug in here later: they give other frames, the mask
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ TEARING_SIDE = 576
 # Frames that a path enlarges by more are splatted from pictures of more pixels, `DETAIL` times as many
 # a side: the points of small ones show as squares.
 ENLARGED, DETAIL = 1.2, 2
+_NEAREST = 8.0  # times nearer: points at the camera's own place would outweigh all others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def render(
     clip: Clip,
     depth: DepthMap,
     path: Trajectory,
-    finer: Callable[[np.ndarray], np.ndarray | None] | None = None,
+    finer: Callable[[np.ndarray], Iterable[np.ndarray]] | None = None,
 ) -> Anchor:
     """Splats every frame into its new camera.
 
@@ -115,9 +116,8 @@ def render(
       clip: source, with its lens.
       depth: of every frame, at the size of the clip.
       path: cameras relative to the source camera of each frame.
-      finer: gives the frames of these indices `[N]` at a whole multiple of the clip's size, `[N, k H, k W, 3]`,
-        or None for no more than it has; asked for those that the path enlarges (`ENLARGED`). Without it
-        they are resampled to `DETAIL` times the size.
+      finer: gives the frames of these indices `[N]` one after another at a whole multiple of the clip's size,
+        `[k H, k W, 3]` each; asked for those that the path enlarges (`ENLARGED`). None: `resampled`.
 
     Raises:
       InputError: if nothing of the source is in view in some frame.
@@ -139,14 +139,13 @@ def render(
             **settings,
         )
 
-    frames, raw_mask = splat(clip.frames, slice(None))
     enlarged = np.flatnonzero(magnification(depth.depth, lens, path) > ENLARGED)
-    finer = finer or functools.partial(_resampled, clip)
-    if enlarged.size and (pictures := finer(enlarged)) is not None:
+    frames, raw_mask = splat(clip.frames, slice(None))
+    if enlarged.size:
         frames, raw_mask = np.array(frames), np.array(raw_mask)
-        for t, picture in zip(
-            enlarged, pictures, strict=True
-        ):  # one program, however many there are
+        pictures = finer(enlarged) if finer else resampled(clip, enlarged)
+        # One program, however many there are, and one large picture on the device.
+        for t, picture in zip(enlarged, pictures, strict=True):
             seen, known = splat(picture[None], np.array([t]))
             frames[t], raw_mask[t] = seen[0], known[0]
     # Traced while the splat runs, for nothing here waits for it yet.
@@ -166,12 +165,17 @@ def tearing_threshold(config, size: tuple[int, int]) -> float | None:
     return config.tearing * max(1.0, TEARING_SIDE / min(size)) or None
 
 
-def _resampled(clip: Clip, frames: np.ndarray) -> np.ndarray:
-    return resize.resample(clip.frames[frames], tuple(DETAIL * side for side in clip.size))
+def resampled(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray]:
+    """These frames of a clip, each at `DETAIL` times its size."""
+    size = tuple(DETAIL * side for side in clip.size)
+    return (resize.resample(clip.frames[t], size) for t in frames)
 
 
 def magnification(depth: np.ndarray, intrinsics: jax.Array, path: Trajectory) -> np.ndarray:
-    """By how much a path enlarges what it shows of each frame: `[T]` float32, the mean over the points in view.
+    """By how much a path enlarges what it shows of each frame: `[T]` float32, the mean over what is in view.
+
+    Points count by the area that they cover in the new view, also where something nearer hides them: a bit too little
+    of a subject that grows before a far background.
 
     Args:
       depth: `[T, H, W]`.
@@ -197,8 +201,9 @@ def _magnification(depth, intrinsics, cameras, pivot_depth):
         size = jnp.array(depth.shape[::-1]).reshape(1, 1, 2)
         visible = valid & ((seen >= 0) & (seen < size)).all(-1) & (z > MIN_DEPTH)
         nearer = jnp.where(visible, depth / jnp.where(visible, z, 1.0), 0.0)
+        nearer = jnp.minimum(nearer, _NEAREST)
         longer = camera.intrinsics[0, 0] / source[0, 0]
-        return longer * nearer.sum() / jnp.maximum(visible.sum(), 1)
+        return longer * (nearer**3).sum() / jnp.maximum((nearer**2).sum(), 1e-6)
 
     return jax.lax.map(one, (depth, intrinsics, cameras))
 
