@@ -20,7 +20,7 @@ from recapture_jax.camera.pinhole import crop_intrinsics, resize_intrinsics
 from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import masks
-from recapture_jax.geometry.projection import MIN_DEPTH, in_own_unit, reproject
+from recapture_jax.geometry.projection import MIN_DEPTH, displaced, in_frame, in_own_unit
 from recapture_jax.geometry.splat import render_anchor
 from recapture_jax.stages import anchor as anchor_stage
 
@@ -102,10 +102,10 @@ def _measure(depth, surfaces, intrinsics, cameras, pivot_depth, tearing):
     def one(view):
         depth, solid, source, camera = view
         views = (source, camera.intrinsics, pose.inverse(camera.world_from_camera))
-        (seen, z), (far, far_z) = (reproject(d, *views) for d in (depth, depth * 0 + depth.max()))
-        size = jnp.array(depth.shape[::-1]).reshape(1, 1, 2)
-        visible = ((seen >= 0) & (seen < size)).all(-1) & (z > MIN_DEPTH) & (far_z > MIN_DEPTH)
-        parallax = jnp.where(visible, jnp.hypot(*jnp.moveaxis(seen - far, -1, 0)), 0.0).max()
+        u, v, z = displaced(depth, *views)
+        far_u, far_v, far_z = displaced(depth * 0 + depth.max(), *views)
+        visible = in_frame(u, v, z, depth.shape) & (far_z > MIN_DEPTH)
+        parallax = jnp.where(visible, jnp.hypot(u - far_u, v - far_v), 0.0).max()
         if tearing is None:
             return parallax, jnp.zeros(())
         cameras = (source, camera.intrinsics, camera.world_from_camera)

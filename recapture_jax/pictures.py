@@ -38,9 +38,8 @@ def contact_sheet(
             image = Image.fromarray(picture)
             image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX)
             x, y = _GAP + j * (size[0] + _GAP), top + _LINE
-            draw.rectangle(
-                (x - 1, y - 1, x + size[0], y + size[1]), outline=_FAINT
-            )  # a mask may be white
+            frame = x - 1, y - 1, x + size[0], y + size[1]
+            draw.rectangle(frame, outline=_FAINT)  # a mask may be as white as the paper
             sheet.paste(image, (x, y))
     return np.asarray(sheet)
 

@@ -74,8 +74,10 @@ def test_seeds_share_the_spatial_lora_of_the_first(home):  # noqa: F811
     assert again.stages == {"run": "cached"}
 
 
-@pytest.mark.parametrize("moves, seeds", [(MOVES, []), (["orbit right 10"], [3, 4])])
-def test_what_is_tuned_in_one_step_is_what_each_is_alone(home, moves, seeds):  # noqa: F811
+@pytest.mark.parametrize(
+    "moves, seeds, nearer", [(MOVES, [], 0.1), (["orbit right 10"], [3, 4], 0.3)]
+)
+def test_what_is_tuned_in_one_step_is_what_each_is_alone(home, moves, seeds, nearer):  # noqa: F811
     made = {}
     for together in (1, 2):
         root = f"together{together}-{len(moves)}"
@@ -98,7 +100,7 @@ def test_what_is_tuned_in_one_step_is_what_each_is_alone(home, moves, seeds):  #
     # rounding turns those of the smallest gradients around: a hundredth of the entries, a tenth of the norm.
     for i in range(2):
         off = [np.linalg.norm(loras[1][i] - other) for other in loras[2]]
-        assert off[i] < 0.3 * off[1 - i]
+        assert off[i] < nearer * off[1 - i]
 
 
 def test_combinations_are_named_apart_and_checked_before_any_runs(home):  # noqa: F811

@@ -237,7 +237,7 @@ def prior():
 def test_no_seam_where_a_window_begins(prior, scene):
     """The shipped prior on rendered scenes whose right half nobody knows after the first frame.
 
-    What it invents there changes no more where the second window begins than just before or after.
+    What it invents there changes no more where the second window begins than around it.
     """
     config = default_config("small")
     config.generate.keep_pixels = False
@@ -253,7 +253,7 @@ def test_no_seam_where_a_window_begins(prior, scene):
     anchor = Anchor(filled, mask, mask, None)
     made = generate.generate(prior, anchor, {}, config.model, config.generate, seed=0)
     change = np.abs(np.diff(made[:, :, 104:], axis=0)).mean((1, 2, 3))
-    assert change[6:9].max() < 1.2 * max(change[4:6].mean(), change[9:11].mean())
+    assert change[6:9].max() < 1.2 * np.median(change[4:12])
 
 
 def test_memory_is_flat_and_cost_linear_in_the_number_of_windows(tiny_model):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from recapture_jax.geometry.projection import MIN_DEPTH, reproject
+from recapture_jax.geometry.projection import in_frame, reproject
 
 TOLERANCE = 0.01  # share of the depth; 15 cm at 15 m
 
@@ -26,7 +26,7 @@ def in_view(
     """
     height, width = depth.shape
     u, v = pixels[..., 0], pixels[..., 1]
-    inside = (z > MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    inside = in_frame(u, v, z, depth.shape)
     left, top = (jnp.floor(c - 0.5).astype(jnp.int32) for c in (u, v))
     around = [
         depth[jnp.clip(top + i, 0, height - 1), jnp.clip(left + j, 0, width - 1)]

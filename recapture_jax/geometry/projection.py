@@ -120,3 +120,9 @@ def displaced(
         shifted = pixel[i] + (target[i, 2] - source[i, 2])
         seen.append(jnp.where(visible, shifted + displacement, -1e6))
     return *seen, z
+
+
+def in_frame(u: jax.Array, v: jax.Array, z: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Which projected points lie in front of a camera and in its picture of (height, width) pixels."""
+    height, width = size
+    return (z > MIN_DEPTH) & (u >= 0) & (u < width) & (v >= 0) & (v < height)

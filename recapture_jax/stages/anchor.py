@@ -19,7 +19,7 @@ from recapture_jax.camera.trajectory import Trajectory
 from recapture_jax.depth.base import DepthMap
 from recapture_jax.errors import InputError
 from recapture_jax.geometry import masks
-from recapture_jax.geometry.projection import MIN_DEPTH, in_own_unit, reproject
+from recapture_jax.geometry.projection import displaced, in_frame, in_own_unit
 from recapture_jax.geometry.splat import render_anchor
 from recapture_jax.video import resize
 from recapture_jax.video.clip import Clip
@@ -197,9 +197,8 @@ def _magnification(depth, intrinsics, cameras, pivot_depth):
         valid = jnp.isfinite(depth) & (depth > 0)
         target_from_source = pose.inverse(camera.world_from_camera)
         depth = jnp.where(valid, depth, 1.0)
-        seen, z = reproject(depth, source, camera.intrinsics, target_from_source)
-        size = jnp.array(depth.shape[::-1]).reshape(1, 1, 2)
-        visible = valid & ((seen >= 0) & (seen < size)).all(-1) & (z > MIN_DEPTH)
+        u, v, z = displaced(depth, source, camera.intrinsics, target_from_source)
+        visible = valid & in_frame(u, v, z, depth.shape)
         nearer = jnp.where(visible, depth / jnp.where(visible, z, 1.0), 0.0)
         nearer = jnp.minimum(nearer, _NEAREST)
         longer = camera.intrinsics[0, 0] / source[0, 0]
